@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, final
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Run:
 
     def tie_rate(self) -> float:
         """Share of neighbouring documents with equal scores, in [0, 1]; 0 for a run without neighbours."""
-        pairs = [(a[1], b[1]) for ranking in self.rankings.values() for a, b in zip(ranking, ranking[1:], strict=False)]
+        pairs = [(a[1], b[1]) for ranking in self.rankings.values() for a, b in pairwise(ranking)]
         return sum(a == b for a, b in pairs) / len(pairs) if pairs else 0.0
 
 

@@ -1,0 +1,251 @@
+"""The command line: a few lines for each command, over the same functions that Python users call."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from rerank.errors import InputError, RerankError
+
+app = typer.Typer(
+    help="Clone a teacher's orderings, refine against the metric you report, prove the gain, use the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder or file to write to.")]
+CollectionText = Annotated[
+    str,
+    typer.Argument(
+        help="A BEIR folder `PATH#SPLIT`, `ir_datasets:ID`, `code` (functions of your Python installation), "
+        "`code:PATH`, or `rankllm:FILE`."
+    ),
+]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/quickstart"),
+    code: Annotated[Path | None, typer.Option("--code", help="Search this repository instead of Python's library.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="The light scorer alone, on fewer queries: under a minute.")] = False,
+) -> None:
+    """Watch a reranker learn from a teacher and then pass it, on real text that is already on your machine.
+
+    Documents are the functions of Python's standard library, queries the first sentences of their docstrings.
+    Needs the small encoder of the extra: pip install 'rerank[quickstart]'.
+    """
+    from rerank.experiment import train as carry_out
+    from rerank.recipe import parse_recipe
+
+    text = files("rerank").joinpath("quickstart-small.toml" if small else "quickstart.toml").read_text(encoding="utf8")
+    if code is not None:
+        if '"' in str(code) or "\\" in str(code.as_posix()):
+            raise InputError(f"--code {code}: a path with quotes or backslashes cannot be written into a recipe")
+        text = text.replace('"code#', f'"code:{code.resolve().as_posix()}#')
+    carry_out(parse_recipe(text, Path.cwd(), "quickstart"), out, resume, console, _command())
+    _next_steps(out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Carry out a recipe: retrieve, teach, clone, refine, compare with the control, report."""
+    from rerank.experiment import train as carry_out
+    from rerank.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    folder = out or Path("runs") / loaded.name
+    carry_out(loaded, folder, resume, console, _command())
+    _next_steps(folder)
+
+
+@app.command()
+def retrieve(
+    collection: CollectionText,
+    out: Annotated[Path, typer.Option("--out", help="The TREC run to write.")],
+    retriever: Annotated[list[str], typer.Option("--retriever", help="bm25 or dense; give both to fuse them.")] = ["bm25"],  # noqa: B006
+    fusion: Annotated[str, typer.Option(help="rrf or weighted.")] = "rrf",
+    depth: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 100,
+    encoder: Annotated[str, typer.Option(help="Bi-encoder of the dense retriever: folder, hub id, or minilm.")] = "minilm",
+    index: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf.")] = "flat",
+    language: Annotated[str, typer.Option(help="Language of BM25's stemmer; `code` splits identifiers.")] = "english",
+) -> None:
+    """Find candidates with BM25, FAISS, or both, and write a TREC run."""
+    from rerank.composition import retrievers_of
+    from rerank.data import load_collection, write_run
+    from rerank.models.loading import load_encoder
+    from rerank.recipe import Retrieval
+    from rerank.retrieval.first_stage import build_first_stage
+
+    if index not in ("flat", "hnsw", "ivf"):
+        raise InputError(f"--index {index!r} is not one of flat, hnsw, ivf")
+    loaded = load_collection(collection)
+    settings = Retrieval(retrievers=tuple(retriever), index=index, language=language)  # type: ignore[arg-type]
+    built = retrievers_of(settings, loaded, load_encoder(encoder) if "dense" in retriever else None)
+    found = build_first_stage(loaded, built, depth, fusion if len(built) > 1 else None)
+    write_run(found.run, out)
+    console.print(f"{len(found.run.rankings)} queries, up to {depth} documents each: {out}")
+
+
+@app.command()
+def teach(
+    collection: CollectionText,
+    run: Annotated[Path, typer.Option("--run", help="Candidates: a TREC run or RankLLM JSON.")],
+    out: Annotated[Path, typer.Option("--out", help="Orderings (JSONL) to write or to complete.")],
+    teacher: Annotated[str, typer.Option(help="recorded, scored, judged.")] = "scored",
+    recording: Annotated[list[Path], typer.Option("--recording", help="recorded: TREC run or RankLLM JSON.")] = [],  # noqa: B006
+    model: Annotated[str | None, typer.Option(help="scored: cross-encoder or bi-encoder, folder or hub id.")] = None,
+    depth: Annotated[int | None, typer.Option(min=2, help="Order only the first candidates of the run.")] = None,
+) -> None:
+    """Ask a teacher for its orderings of a run's candidates; answers are kept, so asking again is free."""
+    from rerank.composition import teachers_of
+    from rerank.data import candidate_lists, load_collection, read_run
+    from rerank.recipe import TeacherChoice
+    from rerank.teachers import Remembered
+
+    if teacher not in ("recorded", "scored", "judged"):
+        raise InputError(f"--teacher {teacher!r} is not one of recorded, scored, judged")
+    if teacher == "recorded" and not recording:
+        raise InputError("--teacher recorded needs --recording: the TREC runs or RankLLM files to take orderings from")
+    lists = candidate_lists(load_collection(collection), read_run(run), depth=depth)
+    choice = TeacherChoice(kind=teacher, model=model)  # type: ignore[arg-type]
+    count = sum(1 for one in teachers_of(choice, recording) for _ in Remembered(one, out)(lists))
+    console.print(f"{count} orderings of {len(lists)} lists: {out}")
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="TREC runs; the others are tested against the first.")],
+    qrels: Annotated[Path, typer.Option("--qrels", help="Judgements: TREC or BEIR.")],
+    measure: Annotated[list[str], typer.Option("--measure", "-m", help="nDCG@10, RR@10, AP, R@100, P@10, Judged@10 ...")] = [
+        "nDCG@10",
+        "RR@10",
+        "AP",
+        "R@100",
+    ],  # noqa: B006
+    out: Out = None,
+) -> None:
+    """Measure runs as trec_eval does, with paired tests against the first one."""
+    from rerank.data import read_qrels, read_run
+    from rerank.evaluation.tables import compare
+    from rerank.experiment.workspace import write_json
+
+    names = _names(runs)
+    read = {name: read_run(path, name) for name, path in zip(names, runs, strict=True)}
+    table = compare(read, read_qrels(qrels), measure, [(name, names[0]) for name in names[1:]])
+    console.print(table.to_rich())
+    for sentence in table.verdict():
+        console.print(sentence, highlight=False)
+    if out is not None:
+        write_json(out, table.to_json())
+
+
+@app.command()
+def rank(
+    model: Annotated[str, typer.Argument(help="A model folder, e.g. runs/quickstart/model, or a hub id.")],
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Rank the documents of --documents for this query.")] = None,
+    documents: Annotated[Path | None, typer.Option("--documents", "-d", help="One text a line, or JSONL with `text`.")] = None,
+    collection: Annotated[str | None, typer.Option("--collection", "-c", help="Rerank a run of this collection.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="The run to rerank.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The TREC run to write.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents to print.")] = 10,
+) -> None:
+    """Rank documents for a query, or rerank a whole run.
+
+    One query:  `rerank rank MODEL -q "read a csv file" -d texts.txt`
+
+    A run:      `rerank rank MODEL -c ../scifact#test --run bm25.trec --out reranked.trec`
+    """
+    from rerank.experiment.reranking import rank_texts, rerank_run
+
+    if query is not None and documents is not None:
+        for hit in rank_texts(model, query, documents, top_k):
+            console.print(f"{hit.score:9.3f}  {hit.text}", highlight=False, soft_wrap=True, markup=False)
+    elif collection is not None and run is not None and out is not None:
+        ranked = rerank_run(model, collection, run, out, depth, console)
+        console.print(f"{len(ranked.rankings)} queries: {out}")
+    else:
+        raise InputError("give --query and --documents, or --collection, --run and --out")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+    """Write report.html of a run anew."""
+    from rerank.evaluation.report import write_report
+
+    console.print(f"{write_report(folder)}")
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """A short name for each run: its stem, or its path where stems repeat."""
+    stems = [path.name.removesuffix(".gz").removesuffix(".trec") for path in paths]
+    return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
+
+
+def _command() -> str:
+    return shlex.join(["rerank", *sys.argv[1:]])
+
+
+def _next_steps(folder: Path) -> None:
+    model = next((p.parent for p in sorted((folder / "model").rglob("rerank.json"), reverse=True)), folder / "model")
+    model = next((p for p in (folder / "model" / "cross-encoder",) if p.is_dir()), model)
+    console.print(f"\nThe report:     {folder / 'report.html'}", highlight=False)
+    console.print(f"The model:      {model}", highlight=False)
+    console.print(f'Use it:         rerank rank {model} --query "..." --documents texts.txt', highlight=False)
+    console.print(f'In Python:      Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)', highlight=False)
+
+
+def _quiet() -> None:
+    """Our messages through rich; those of the libraries below us only when they are errors."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False, show_time=False)]
+    )
+    for name in ("transformers", "sentence_transformers", "huggingface_hub", "bm25s", "faiss"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def main() -> Any:
+    """Run a command; errors raised on purpose are one message and exit status 2, others keep their traceback."""
+    try:
+        if not {"--help", "-h"} & set(sys.argv):
+            _quiet()
+        return app()
+    except RerankError as error:
+        errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        return sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\ninterrupted; what was finished is kept, go on with --resume")
+        return sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The composition root: the only place where names become objects, and the only importer of concrete rewards, teachers,
+retrievers and models."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rerank.data import fingerprint
+from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest
+from rerank.evaluation.measures import parse_measure
+from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
+from rerank.models.policy import FirstStageWeights, ScorePolicy
+from rerank.recipe import Model, Retrieval, TeacherChoice
+from rerank.types import Collection, Encoder, Retriever, Reward, Teacher
+
+FIRST_STAGE = "first stage"
+"""The feature that holds the score of the (fused) run itself."""
+
+
+def reward_named(name: str) -> Reward:
+    """The reward of a measure (`nDCG@10`, `RR@10`, ...) or of a function of the user's own (`module:function`)."""
+    from rerank.rewards import REWARDS, FunctionReward
+
+    if ":" in name:
+        return FunctionReward(_function(name), name)
+    measure = parse_measure(name)
+    if measure.name not in REWARDS:
+        raise InputError(f"{name} is not a reward{nearest(measure.name, REWARDS)}; or give your own as module:function")
+    graded = measure.name in ("nDCG", "DCG", "ERR")
+    return REWARDS[measure.name](cutoff=measure.cutoff, **({} if graded else {"level": measure.rel}))
+
+
+def dev_reward(name: str) -> Reward:
+    """The reward that selects on dev lists: as `reward_named`, with the ideal over all judged documents."""
+    from rerank.rewards import ndcg, recall
+
+    measure = None if ":" in name else parse_measure(name)
+    if measure is not None and measure.name == "nDCG":
+        return ndcg(measure.cutoff, ideal="judged")
+    if measure is not None and measure.name == "R":
+        return recall(measure.cutoff, measure.rel, ideal="judged")
+    return reward_named(name)
+
+
+def _function(name: str) -> Callable[..., float]:
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # `rerank` the command does not look in the current folder by itself
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the function {name!r} cannot be imported from {os.getcwd()}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{name!r} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def retrievers_of(
+    settings: Retrieval, collection: Collection, encoder: Encoder | None, cache: Path | None = None
+) -> list[Retriever]:
+    """The retrievers of a recipe over the documents of `collection`; dense indexes are kept in the folder `cache`."""
+    from rerank.retrieval.bm25 import BM25
+
+    built: list[Retriever] = []
+    for name in settings.retrievers:
+        if name == "bm25":
+            built.append(BM25.build(collection.documents, language=settings.language))
+        elif name == "dense" and encoder is not None:
+            built.append(_dense(settings, collection, encoder, cache))
+        else:
+            raise RecipeError(f"retrieval.retrievers: {name!r} is not known{nearest(name, ['bm25', 'dense'])}")
+    return built
+
+
+def _dense(settings: Retrieval, collection: Collection, encoder: Encoder, cache: Path | None) -> Retriever:
+    from rerank.retrieval.dense import Dense
+
+    if cache is None:
+        return Dense.build(collection.documents, encoder, kind=settings.index)
+    bare = Collection(collection.documents, {}, name=collection.name)
+    folder = cache / f"{settings.index}-{fingerprint(bare)}-{encoder.fingerprint[:16]}"
+    try:
+        return Dense.load(folder, collection.documents, encoder)
+    except (NotFound, Mismatch):
+        dense = Dense.build(collection.documents, encoder, kind=settings.index)
+        dense.save(folder)
+        return dense
+
+
+def teachers_of(choice: TeacherChoice, recordings: Sequence[Path]) -> list[Teacher]:
+    """The teachers of one source; `recordings` are the recorded orderings it names."""
+    from rerank.teachers import Fused, Judged, Recorded, Scored
+
+    if choice.kind == "recorded":
+        return [Recorded(path, name=path.stem) for path in recordings]
+    if choice.kind == "judged":
+        return [Judged()]
+    if choice.kind == "scored":
+        if choice.model is None:
+            raise RecipeError("teacher.kind = 'scored' needs teacher.model: a cross-encoder or bi-encoder")
+        return [Scored(_scorer(choice.model), choice.model)]
+    return [Fused(dict(choice.weights) or {"bm25": 1.0, "dense": 1.0})]
+
+
+def judged_teacher() -> Teacher:
+    """The teacher that orders by the labels: what makes cloning the supervised control."""
+    from rerank.teachers import Judged
+
+    return Judged()
+
+
+def _scorer(name: str) -> Any:
+    from rerank.reranker import Reranker
+
+    return Reranker.from_pretrained(name) if is_ranker(name) else load_encoder(name)
+
+
+def policy_of(model: Model, encoder: Encoder | None, features: Sequence[str], seed: int) -> ScorePolicy:
+    """The untrained policy of a recipe's model: its ranking is the first stage's own, unless its head is trained."""
+    from rerank.models.light import LightScorer
+    from rerank.randomness import seeded
+
+    with seeded(seed, "initial weights", model.name):
+        if model.kind == "light":
+            if encoder is None:
+                raise RecipeError("a light model needs retrieval.encoder")
+            scorer: Any = LightScorer(encoder, encoder.encode(["size"]).shape[1], model.hidden)
+            fresh = False  # it begins as cosine
+            budget = 1_000_000
+        else:
+            scorer, fresh = load_cross_encoder(model.backbone, model.max_length, model.pooling, model.precision)
+            budget = 8192
+    if model.first_stage == "off" or not features:
+        return ScorePolicy(scorer, None, budget)
+    initial: Mapping[str, float] = {name: 1.0 if name == FIRST_STAGE and fresh else 0.0 for name in features}
+    return ScorePolicy(scorer, FirstStageWeights(initial), budget)

@@ -1,0 +1,65 @@
+"""Measures, paired tests, comparison tables and the report: from runs and judgements to a claim one may print.
+
+    Run, Qrels -> evaluate -> Evaluation
+    {arm: Run}, Qrels -> compare -> Table -> verdict(), to_markdown(), to_json() -> write_report
+
+Importing this package loads nothing heavy; each name loads its module when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rerank.evaluation.changes import Change, Place, changes_json, largest_changes
+    from rerank.evaluation.measures import Evaluation, Measure, evaluate, parse_measure
+    from rerank.evaluation.report import write_report
+    from rerank.evaluation.significance import (
+        bootstrap_interval,
+        bootstrap_intervals,
+        effect_size,
+        holm,
+        paired_t,
+    )
+    from rerank.evaluation.tables import Cell, Comparison, Table, compare
+
+__all__ = [
+    "Cell",
+    "Change",
+    "Comparison",
+    "Evaluation",
+    "Measure",
+    "Place",
+    "Table",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "changes_json",
+    "compare",
+    "effect_size",
+    "evaluate",
+    "holm",
+    "largest_changes",
+    "paired_t",
+    "parse_measure",
+    "write_report",
+]
+
+_MODULES = {
+    "changes": ("Change", "Place", "changes_json", "largest_changes"),
+    "measures": ("Evaluation", "Measure", "evaluate", "parse_measure"),
+    "report": ("write_report",),
+    "significance": ("bootstrap_interval", "bootstrap_intervals", "effect_size", "holm", "paired_t"),
+    "tables": ("Cell", "Comparison", "Table", "compare"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,151 @@
+"""From a recipe's data to candidate lists: to clone, to refine on, for dev, for the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rerank.composition import FIRST_STAGE, retrievers_of
+from rerank.data import candidate_lists, check_disjoint, fingerprint, hold_out, load_collection, read_run
+from rerank.errors import InputError, Mismatch
+from rerank.experiment.workspace import Workspace
+from rerank.randomness import key_of
+from rerank.recipe import Source
+from rerank.retrieval.first_stage import FirstStage, build_first_stage, features_for
+from rerank.types import CandidateList, Collection, Encoder, Retriever, Run
+
+
+class Part(NamedTuple):
+    """The lists of one source."""
+
+    source: Source
+    lists: list[CandidateList]
+
+
+class Lists(NamedTuple):
+    """The candidate lists of a run."""
+
+    train: list[Part]
+    """Training lists by source, without those held out; lists without judgements are cloned only."""
+    dev: list[CandidateList]
+    test: Part
+    collection: Collection
+    """The test collection."""
+    facts: dict[str, Any]
+    """What the report says of the data."""
+
+    def judged(self) -> list[CandidateList]:
+        """The training lists that have judgements."""
+        return [c for part in self.train for c in part.lists if c.labels is not None]
+
+
+def prepare(work: Workspace, encoder: Encoder | None) -> Lists:
+    """All lists of a run."""
+    data = work.recipe.data
+    stages = _FirstStages(work, encoder)
+    test = _collection(data.test, work.recipe.base)
+    if not test.qrels:
+        raise InputError(f"data.test ({test.name}) has no judgements: there is nothing to report")
+    facts = {"test": _facts(test)}
+    train, dev = [], []
+    for number, source in enumerate(data.train, start=1):
+        collection = _collection(source, work.recipe.base)
+        check_disjoint(collection, test)
+        facts[f"train {number}" if len(data.train) > 1 else "train"] = _facts(collection)
+        held_out = None
+        if collection.qrels:
+            collection, held_out = hold_out(collection, data.dev, work.recipe.seed)
+        train.append(Part(source, stages.lists(source, collection, f"train-{number}")))
+        if held_out is not None:
+            dev += stages.lists(source, held_out, f"dev-{number}")
+    if not dev:
+        raise InputError("data.train has no judged set: at least one needs judgements, to select on and to refine")
+    lists = Lists(train, dev, Part(data.test, stages.lists(data.test, test, "test", as_it_is=True)), test, facts)
+    n, judged = sum(len(part.lists) for part in train), len(lists.judged())
+    work.log.say(f"{n} lists to clone, {judged} of them judged; {len(dev)} for dev, {len(lists.test.lists)} for the test")
+    return lists
+
+
+def _collection(source: Source, base: Path) -> Collection:
+    collection = load_collection(source.collection, base)
+    if source.limit is not None and source.limit < len(collection.queries):
+        keyed = sorted(collection.queries, key=lambda q: (key_of("limit", q), q))
+        collection = collection.select(keyed[: source.limit])
+    return collection
+
+
+def _facts(collection: Collection) -> dict[str, Any]:
+    return {
+        "name": collection.name,
+        "documents": len(collection.documents),
+        "queries": len(collection.queries),
+        "judged": len(collection.qrels),
+        "fingerprint": fingerprint(collection),
+    }
+
+
+class _FirstStages:
+    """First stages of the run's collections; retrievers are built once for each set of documents."""
+
+    def __init__(self, work: Workspace, encoder: Encoder | None) -> None:
+        self.work, self.encoder = work, encoder
+        self.built: dict[int, list[Retriever]] = {}
+
+    def lists(self, source: Source, collection: Collection, name: str, as_it_is: bool = False) -> list[CandidateList]:
+        """Candidate lists with all features; `as_it_is` keeps a stored run's candidates to that run alone."""
+        folder = self.work.out / "first_stage" / name
+        if self.work.resume and (folder / "first_stage.json").exists():
+            found = FirstStage.load(folder)
+        else:
+            found = self._retrieve(source, collection, as_it_is)
+            found.save(folder)
+        return candidate_lists(collection, found.run, {FIRST_STAGE: found.run, **found.features})
+
+    def _retrieve(self, source: Source, collection: Collection, as_it_is: bool) -> FirstStage:
+        settings = self.work.recipe.retrieval
+        retrievers = self._retrievers(collection)
+        if source.run is None:
+            fusion = settings.fusion if len(retrievers) > 1 else None
+            weights = dict(settings.weights) or None
+            return build_first_stage(collection, retrievers, settings.depth, fusion, weights)
+        run = _stored(source, collection, self.work).top(settings.depth)
+        if not as_it_is:
+            run = _with_recorded(run, self._recordings(source), collection)
+        return FirstStage(run, features_for(collection, run, retrievers) if retrievers else {})
+
+    def _retrievers(self, collection: Collection) -> list[Retriever]:
+        key = id(collection.documents)
+        if key not in self.built:
+            cache = self.work.out.parent / ".indexes"
+            with self.work.timed("index"):
+                self.built[key] = retrievers_of(self.work.recipe.retrieval, collection, self.encoder, cache)
+        return self.built[key]
+
+    def _recordings(self, source: Source) -> Iterator[Run]:
+        for path in source.teachers:
+            yield read_run(self.work.recipe.base / path)
+
+
+def _stored(source: Source, collection: Collection, work: Workspace) -> Run:
+    """The stored run of a source, cut to the queries of the collection."""
+    assert source.run is not None  # the caller has looked
+    run = read_run(work.recipe.base / source.run)
+    missing = [q for q in collection.queries if q not in run.rankings]
+    if len(missing) == len(collection.queries):
+        raise Mismatch(f"{source.run} has none of the {len(missing)} queries of {collection.name}, e.g. {missing[0]!r}")
+    if missing:
+        work.note(f"{len(missing)} queries of {collection.name} are not in {Path(source.run).name}")
+    return Run({q: ranking for q, ranking in run.rankings.items() if q in collection.queries}, run.name)
+
+
+def _with_recorded(run: Run, recordings: Iterator[Run], collection: Collection) -> Run:
+    """The run with the documents that recorded teachers ranked and it did not find, below its last place."""
+    scores = run.scores
+    floor = {q: min(by_doc.values(), default=0.0) - 1.0 for q, by_doc in scores.items()}
+    for recorded in recordings:
+        for query_id, found in scores.items():
+            for doc_id in recorded.doc_ids(query_id):
+                if doc_id in collection.documents:
+                    found.setdefault(doc_id, floor[query_id])
+    return Run.from_scores(scores, run.name, run)

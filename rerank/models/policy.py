@@ -1,0 +1,119 @@
+"""A scorer as a Plackett-Luce policy, with the first stage's scores as a learned residual.
+
+    served score = scorer(query, document) + sum_f weight_f * first-stage score f, standardised within the list
+
+A fresh scorer begins at 0, so before training the ranking is the first stage's own: learning starts from what is
+already known. Training applies its loss to both views, with and without the residual, in one forward pass: the plain
+scorer stays a good ranker by itself, and that is what is exported for use without a first stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Generator, Tensor, nn
+
+from rerank import plackett_luce
+from rerank.engine.batching import PairScorer, padded, score_items
+from rerank.lists import features_of, mask_of
+from rerank.types import CandidateList, Rollout, Run
+
+
+@final
+class FirstStageWeights(nn.Module):
+    """One learned weight for each first-stage score."""
+
+    def __init__(self, initial: Mapping[str, float], active: bool = True) -> None:
+        super().__init__()
+        self.names = tuple(initial)
+        self.weight = nn.Parameter(torch.tensor([float(v) for v in initial.values()]))
+        self.active = active
+        """Whether the residual is part of the served score; chosen on the dev lists."""
+
+    def forward(self, lists: Sequence[CandidateList]) -> Tensor:
+        """The residual [B, N], 0 where padded."""
+        return features_of(lists, self.names).to(self.weight.device) @ self.weight
+
+    def as_dict(self) -> dict[str, float]:
+        """Retriever name -> weight."""
+        return dict(zip(self.names, self.weight.detach().tolist(), strict=True))
+
+
+@final
+class ScorePolicy(nn.Module):
+    """Plackett-Luce over the scores of a `PairScorer`; implements `types.Policy` and `types.Scorer`."""
+
+    def __init__(self, scorer: nn.Module, first_stage: FirstStageWeights | None = None, budget: int = 8192) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.first_stage = first_stage
+        self.budget = budget
+        """Tokens of one micro-batch."""
+
+    @property
+    def pair_scorer(self) -> PairScorer:
+        """The scorer, as the engine sees it."""
+        return self.scorer  # type: ignore[return-value]
+
+    def views(self, flat: Tensor, lists: Sequence[CandidateList]) -> Tensor:
+        """Scores [V, B, N] from flat logits: the served view first, then, where there is a residual, the plain one."""
+        plain = padded(flat, lists)
+        if self.first_stage is None or not self.first_stage.active:
+            return plain[None]
+        return torch.stack([plain + self.first_stage(lists), plain])
+
+    def all_views(self, lists: Sequence[CandidateList]) -> Tensor:
+        """Scores [V, B, N] of lists."""
+        items = self.pair_scorer.encode(lists)
+        return self.views(score_items(self.pair_scorer, items, self.budget), lists)
+
+    def scores(self, lists: Sequence[CandidateList]) -> Tensor:
+        """Scores [B, N], -inf where padded."""
+        return self.all_views(lists)[0]
+
+    def forward(self, lists: Sequence[CandidateList]) -> Tensor:
+        """Scores [B, N], -inf where padded."""
+        return self.scores(lists)
+
+    def sample(self, lists: Sequence[CandidateList], n: int, generator: Generator) -> Rollout:
+        """`n` rankings of each list with the log-probabilities of the whole rankings."""
+        with torch.no_grad():
+            scores = self.scores(lists)
+            mask = mask_of(lists).to(scores.device)
+            rankings = plackett_luce.sample(scores, mask, n, generator)
+            log_probs = plackett_luce.log_prob(scores, mask, rankings)
+        return Rollout(rankings, log_probs, torch.ones_like(log_probs, dtype=torch.bool))
+
+    def log_probs(self, lists: Sequence[CandidateList], rankings: Tensor) -> Tensor:
+        """Log-probabilities [B, S] of the first K places of rankings [B, S, K]."""
+        scores = self.scores(lists)
+        return plackett_luce.log_prob(scores, mask_of(lists).to(scores.device), rankings)
+
+
+@torch.inference_mode()
+def rerank_lists(policy: ScorePolicy, lists: Sequence[CandidateList], name: str, at_once: int = 16) -> dict[str, Run]:
+    """The policy's runs over lists: `{"served": run}`, and `"plain"` (without first-stage scores) where it differs."""
+    policy.eval()
+    views: dict[str, dict[str, dict[str, float]]] = {}
+    for start in range(0, len(lists), at_once):
+        group = lists[start : start + at_once]
+        for view, scores in zip(("served", "plain"), policy.all_views(group).tolist(), strict=False):
+            for candidates, row in zip(group, scores, strict=True):
+                by_doc = dict(zip(candidates.doc_ids, row, strict=False))
+                views.setdefault(view, {})[candidates.query_id] = by_doc
+    before = Run({c.query_id: tuple((d, -float(i)) for i, d in enumerate(c.doc_ids)) for c in lists})
+    return {view: Run.from_scores(scores, name, before) for view, scores in views.items()}
+
+
+def with_rest(run: Run, lists: Sequence[CandidateList], name: str) -> Run:
+    """The run with the candidates of `lists` that it does not rank below it, in first-stage order."""
+    rankings = {}
+    for candidates in lists:
+        ranked = run.rankings[candidates.query_id]
+        seen = {d for d, _ in ranked}
+        floor = ranked[-1][1] if ranked else 0.0
+        rest = [d for d in candidates.doc_ids if d not in seen]
+        rankings[candidates.query_id] = (*ranked, *((d, floor - 1.0 - i) for i, d in enumerate(rest)))
+    return Run(rankings, name)

@@ -1,0 +1,270 @@
+"""A recipe is one TOML file: data, retrieval, teacher, models, stages, evaluation.
+
+    name = "scifact"
+    [data]
+    train = "../data/scifact#train"
+    test = "../data/scifact#test"
+    [teacher]
+    kind = "fused"
+    [[models]]
+    kind = "cross-encoder"
+    [clone]
+    loss = "rank_net"
+    [refine]
+    reward = "nDCG@10"
+
+Every key is a field of a dataclass below; an unknown key is an error that names the nearest known one. Paths are
+relative to the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from rerank.errors import InputError, NotFound, RecipeError, nearest
+from rerank.evaluation.measures import parse_measure
+from rerank.training.clone import Clone
+from rerank.training.refine import Refine
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one set of queries comes from."""
+
+    collection: str | Mapping[str, Any]
+    """What `data.load_collection` reads: a BEIR folder `PATH#SPLIT`, `ir_datasets:ID`, `code#SPLIT`, a table."""
+    run: str | None = None
+    """A stored first stage (TREC, MS MARCO or RankLLM) instead of retrieval."""
+    teachers: tuple[str, ...] = ()
+    """Recorded orderings of these queries (TREC runs or RankLLM JSON)."""
+    limit: int | None = None
+    """Use only this many queries (the first by hash of their ids)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """`[data]`: what is learned from and what is reported on."""
+
+    train: tuple[Source, ...]
+    """Judged sets are cloned and refined on; sets without judgements are cloned only."""
+    test: Source
+    dev: float = 0.1
+    """Share of the judged training queries held out to select weights and settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """`[retrieval]`: the first stage."""
+
+    retrievers: tuple[str, ...] = ("bm25", "dense")
+    encoder: str = "minilm"
+    """Backbone of the dense retriever and of the light scorer."""
+    index: Literal["flat", "hnsw", "ivf"] = "flat"
+    fusion: Literal["rrf", "weighted"] = "rrf"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    depth: int = 100
+    """Candidates a query."""
+    language: str = "english"
+    """Of BM25's stemmer and stop words; `code` splits identifiers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherChoice:
+    """`[teacher]`: whose orderings are cloned."""
+
+    kind: Literal["fused", "recorded", "scored", "judged"] = "fused"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """fused: weight of each retriever's standardised score (default: all 1)."""
+    model: str | None = None
+    """scored: a cross-encoder or bi-encoder, by folder or hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`[[models]]`: what is trained; several are trained one after another on the same lists."""
+
+    kind: Literal["cross-encoder", "light"] = "cross-encoder"
+    name: str = ""
+    """How the table calls it; empty where there is only one."""
+    backbone: str = "minilm"
+    pooling: Literal["mean", "cls"] = "mean"
+    max_length: int = 256
+    hidden: int = 64
+    """light: width of the head."""
+    precision: str = "auto"
+    first_stage: Literal["auto", "on", "off"] = "auto"
+    """Whether first-stage scores are part of the score; auto decides on the dev lists after cloning."""
+    depth: int | None = None
+    """Candidates that are reranked; the rest keep their first-stage order below them."""
+    clone: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from `[clone]` for this model; `refine` and `control` likewise."""
+    refine: Mapping[str, Any] = field(default_factory=dict)
+    control: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """`[evaluation]`: what the table shows; the first measure decides."""
+
+    measures: tuple[str, ...] = ("nDCG@10", "RR@10", "AP", "R@100", "P@10", "Judged@10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. `[control]` holds what the supervised control on the same labels does differently from `[refine]`."""
+
+    name: str
+    data: Data
+    seed: int = 0
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    teacher: TeacherChoice = field(default_factory=TeacherChoice)
+    models: tuple[Model, ...] = (Model(),)
+    clone: Mapping[str, Any] = field(default_factory=dict)
+    refine: Mapping[str, Any] = field(default_factory=dict)
+    control: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    base: Path = field(default_factory=Path)
+    """Folder that relative paths start from (set by `load_recipe`)."""
+    text: str = ""
+    """The recipe as written (set by `load_recipe`)."""
+
+    def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise RecipeError(f"[[models]]: {len(names)} models need different names, got {names}; set name = ...")
+        for measure in self.evaluation.measures:
+            parse_measure(measure)
+        for model in self.models:  # wrong settings are told before any work begins
+            self.clone_of(model), self.refine_of(model), self.control_of(model)
+
+    def clone_of(self, model: Model) -> Clone:
+        """The cloning stage of one model."""
+        return _build(Clone, {**self.clone, **model.clone}, "clone")
+
+    def refine_of(self, model: Model) -> Refine:
+        """The refinement stage of one model."""
+        return _build(Refine, {**self.refine, **model.refine}, "refine")
+
+    def control_of(self, model: Model) -> Clone:
+        """The control of one model: the same labels, steps and rates as refinement, through a supervised loss."""
+        refine = self.refine_of(model)
+        shared = {f.name: getattr(refine, f.name) for f in fields(Clone) if hasattr(refine, f.name)}
+        return _build(Clone, {**shared, "loss": "lambda_rank", **self.control, **model.control}, "control")
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a TOML file."""
+    path = Path(path)
+    if not path.is_file():
+        raise NotFound(f"there is no recipe {path}")
+    return parse_recipe(path.read_text(encoding="utf8"), path.parent, str(path))
+
+
+def parse_recipe(text: str, base: Path, where: str = "recipe") -> Recipe:
+    """The recipe in a TOML text; relative paths start from `base`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: this is not TOML: {error}") from error
+    try:
+        return replace(_build(Recipe, _with_sources(table), ""), base=base, text=text)
+    except InputError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _with_sources(table: Mapping[str, Any]) -> dict[str, Any]:
+    """`train` and `test` may be a string, a table or a list of these; here each becomes a table of `Source`."""
+    table = dict(table)
+    if isinstance(table.get("data"), Mapping):
+        data = dict(table["data"])
+        if "train" in data:
+            train = data["train"] if isinstance(data["train"], list) else [data["train"]]
+            data["train"] = [_source(entry) for entry in train]
+        if "test" in data:
+            data["test"] = _source(data["test"])
+        table["data"] = data
+    return table
+
+
+def _source(entry: Any) -> Any:
+    if isinstance(entry, str):
+        return {"collection": entry}
+    if isinstance(entry, Mapping) and "collection" not in entry:
+        own = {f.name for f in fields(Source)}
+        inner = {k: v for k, v in entry.items() if k not in own}
+        return {**{k: v for k, v in entry.items() if k in own}, "collection": inner}
+    return entry
+
+
+def _build(cls: type[T], table: Any, where: str) -> T:
+    """The dataclass `cls` from a TOML table; unknown keys and wrong types are errors that name the key."""
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"[{where}] must be a table, not {table!r}")
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls) if f.name not in ("base", "text")}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            raise RecipeError(f"unknown key {_path(where, key)!r}{nearest(key, known)}")
+    values = {key: _value(hints[key], value, _path(where, key)) for key, value in table.items()}
+    for name, f in known.items():
+        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise RecipeError(f"{_path(where, name)!r} is missing: {cls.__name__} needs it")
+    return cls(**values)
+
+
+def _path(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _of_union(args, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise RecipeError(f"{where} must be a list, not {value!r}")
+        return tuple(_value(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in args:
+            raise RecipeError(f"{where} = {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    return _plain(hint, origin, value, where)
+
+
+def _of_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    problems = []
+    for arg in args:
+        if arg is type(None):
+            continue
+        try:
+            return _value(arg, value, where)
+        except RecipeError as error:
+            problems.append(str(error))
+    raise RecipeError(problems[0])
+
+
+def _plain(hint: Any, origin: Any, value: Any, where: str) -> Any:
+    if origin is not None or hint is Mapping:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where} must be a table, not {value!r}")
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise RecipeError(f"{where} = {value!r} must be a {hint.__name__}")
+    return value

@@ -1,0 +1,152 @@
+"""The drop-in: load a trained reranker, rank documents for a query.
+
+    reranker = Reranker.from_pretrained("runs/quickstart/model")
+    for hit in reranker.rank("who wrote Faust", documents, top_k=3):
+        print(hit.index, hit.score, hit.text)
+
+Scores are logits. Equal scores keep the order in which the documents came.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+
+from rerank.engine.batching import score_items
+from rerank.errors import InputError
+from rerank.models.loading import load_policy, save_policy
+from rerank.models.policy import ScorePolicy
+from rerank.types import CandidateList
+
+logger = logging.getLogger("rerank")
+
+
+class Ranked(NamedTuple):
+    """One document of a ranking."""
+
+    index: int
+    """Its place in the documents that were given."""
+    score: float
+    """Its logit."""
+    text: str
+
+
+@final
+class Reranker:
+    """A policy behind the interface that search stacks expect."""
+
+    def __init__(self, policy: ScorePolicy) -> None:
+        self.policy = policy.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str | None = None, precision: str = "auto", max_length: int | None = None
+    ) -> Reranker:
+        """A reranker from a folder that rerank wrote, or any cross-encoder on disk or on the hub.
+
+        `precision`: auto (bfloat16 where the machine computes it natively), float32, bfloat16, float16.
+        """
+        return cls(load_policy(str(path), device, precision, max_length))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model to a folder; a cross-encoder loads in sentence-transformers too."""
+        save_policy(self.policy, Path(path))
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str | Mapping[str, Any]],
+        top_k: int | None = None,
+        first_stage: Mapping[str, Sequence[float]] | None = None,
+    ) -> list[Ranked]:
+        """The `top_k` best documents (all by default), best first.
+
+        A document is a text or a mapping with a `text`. `first_stage` may hold the scores that the model was trained
+        with (retriever name -> a score for each document); without them the plain scorer decides.
+        """
+        texts = _texts(documents)
+        _check_text(query, "query")
+        top_k = _top_k(top_k, len(texts))
+        if not texts:
+            return []
+        candidates = CandidateList(
+            query_id="query",
+            query=query,
+            doc_ids=tuple(str(i) for i in range(len(texts))),
+            texts=tuple(texts),
+            features=self._features(first_stage, len(texts)),
+        )
+        with torch.inference_mode():
+            views = self.policy.eval().all_views([candidates]) if candidates.features else self._plain(candidates)
+        scores = views[0, 0].double().cpu().numpy()
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [Ranked(int(i), float(scores[i]), texts[i]) for i in order]
+
+    def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Logits, float32 [n], of (query, document) pairs, without first-stage scores."""
+        if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+            raise InputError("predict takes a sequence of (query, document) pairs")
+        for i, (query, text) in enumerate(pairs):
+            _check_text(query, f"the query of pair {i}")
+            _check_text(text, f"the document of pair {i}")
+        if not pairs:
+            return np.zeros(0, dtype=np.float32)
+        lists = [CandidateList("query", query, ("document",), (text,)) for query, text in pairs]
+        scorer = self.policy.eval().pair_scorer
+        with torch.inference_mode():
+            flat = score_items(scorer, scorer.encode(lists), self.policy.budget)
+        return flat.float().cpu().numpy()
+
+    def _plain(self, candidates: CandidateList) -> torch.Tensor:
+        scorer = self.policy.eval().pair_scorer
+        return score_items(scorer, scorer.encode([candidates]), self.policy.budget)[None, None]
+
+    def _features(self, first_stage: Mapping[str, Sequence[float]] | None, n: int) -> dict[str, tuple[float, ...]]:
+        weights = self.policy.first_stage
+        if first_stage is None or weights is None or not weights.active:
+            if first_stage is not None:
+                logger.warning("this model uses no first-stage scores; those given are ignored")
+            return {}
+        missing = [name for name in weights.names if name not in first_stage]
+        if missing:
+            raise InputError(f"first_stage lacks {missing}; this model was trained with {list(weights.names)}")
+        for name in weights.names:
+            if len(first_stage[name]) != n:
+                raise InputError(f"first_stage[{name!r}] has {len(first_stage[name])} scores for {n} documents")
+        return {name: tuple(float(v) for v in first_stage[name]) for name in weights.names}
+
+
+def _texts(documents: Sequence[str | Mapping[str, Any]]) -> list[str]:
+    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Sequence):
+        raise InputError(f"documents must be a list of texts, not {type(documents).__name__}")
+    texts = []
+    for i, document in enumerate(documents):
+        if isinstance(document, Mapping):
+            if "text" not in document:
+                raise InputError(f"document {i} is a mapping without 'text'; it has {sorted(map(str, document))}")
+            document = document["text"]
+        _check_text(document, f"document {i}")
+        texts.append(document)
+    return texts
+
+
+def _check_text(text: Any, what: str) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{what} must be a text, not {type(text).__name__}")
+    try:
+        text.encode("utf8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} has a lone surrogate at character {error.start}: it is not valid Unicode") from None
+
+
+def _top_k(top_k: Any, n: int) -> int:
+    if top_k is None:
+        return n
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise InputError(f"top_k must be a whole number of at least 1, or None for all, not {top_k!r}")
+    return min(top_k, n)

@@ -1,0 +1,109 @@
+"""Clone: learn a teacher's orderings (behaviour cloning). With `teachers.Judged` this is supervised learning to rank.
+
+1. Candidates a teacher did not order take no part in the pair losses (see `objective.imitation`).
+2. A list may have several orderings (several teachers): it is scored once, and its loss is their mean.
+3. Each step sees a sample of the list: the teacher's first places always, the others anew each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from rerank.errors import InputError, nearest
+from rerank.lists import ListBatch, ranks_of
+from rerank.models.policy import ScorePolicy
+from rerank.objective.imitation import LOSSES
+from rerank.training.loop import Context, Schedule, fit
+from rerank.types import CandidateList, Ordering
+
+NEEDS_VALUES = ("list_net", "margin_mse", "lambda_rank")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Clone(Schedule):
+    """Settings of a cloning stage."""
+
+    loss: str = "rank_net"
+    """rank_net, list_mle, list_net, margin_mse or lambda_rank."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise InputError(f"loss {self.loss!r} is not known{nearest(self.loss, LOSSES)}")
+
+    def run(
+        self, policy: ScorePolicy, lists: Sequence[CandidateList], orderings: Iterable[Ordering], context: Context
+    ) -> dict[str, Any]:
+        """Train `policy` in place on the lists that have an ordering; returns counts and the dev measure."""
+        by_query: dict[str, list[Ordering]] = {}
+        for ordering in orderings:
+            by_query.setdefault(ordering.query_id, []).append(ordering)
+        usable = [c for c in lists if any(_orders(o, c) for o in by_query.get(c.query_id, ()))]
+        if not usable:
+            raise InputError(f"no teacher ordered two candidates of any of the {len(lists)} lists: nothing to clone")
+        objective = _Imitation(self.loss, by_query)
+        report = fit(policy, usable, objective, objective.important, self, context)
+        return {**report, "lists": len(usable), "lists_without_ordering": len(lists) - len(usable)}
+
+
+@final
+class _Imitation:
+    def __init__(self, loss: str, orderings: dict[str, list[Ordering]]) -> None:
+        self.loss, self.orderings = loss, orderings
+
+    def important(self, candidates: CandidateList) -> list[int]:
+        """Indices in the order of the best rank that any teacher gives."""
+        ranks = [ranks_of(o, candidates) for o in self.orderings[candidates.query_id]]
+        best = [min(column) for column in zip(*ranks, strict=True)]
+        return [i for i in sorted(range(len(best)), key=lambda i: best[i]) if math.isfinite(best[i])]
+
+    def __call__(self, scores: Tensor, batch: ListBatch, view: int, key: int) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss over each list's orderings, [B]."""
+        rows = [(b, o) for b, c in enumerate(batch.lists) for o in self.orderings[c.query_id]]
+        owner = torch.tensor([b for b, _ in rows], device=scores.device)
+        ranks = torch.full((len(rows), scores.shape[1]), torch.inf)
+        values = torch.zeros(len(rows), scores.shape[1])
+        for i, (b, ordering) in enumerate(rows):
+            candidates = batch.lists[b]
+            row_ranks = _tied(ranks_of(ordering, candidates), ordering, candidates)
+            ranks[i, : len(candidates)] = torch.tensor(row_ranks)
+            if self.loss in NEEDS_VALUES:
+                values[i, : len(candidates)] = torch.tensor(_values(ordering, candidates))
+        losses = LOSSES[self.loss](scores[owner], ranks.to(scores.device), batch.mask[owner], values.to(scores.device))
+        total = torch.zeros(len(batch.lists), device=scores.device).index_add(0, owner, losses)
+        return total / torch.bincount(owner, minlength=len(batch.lists)).clamp(min=1), {}
+
+
+def _orders(ordering: Ordering, candidates: CandidateList) -> bool:
+    """Whether the ordering prefers some candidate to another one."""
+    return sum(map(math.isfinite, ranks_of(ordering, candidates))) > 1
+
+
+def _tied(ranks: list[float], ordering: Ordering, candidates: CandidateList) -> list[float]:
+    """Ranks in which candidates of equal teacher score share the best rank among them."""
+    if ordering.scores is None:
+        return ranks
+    first: dict[float, float] = {}
+    for position, score in enumerate(ordering.scores):
+        first.setdefault(score, position + 1.0)
+    score_of = dict(zip(ordering.doc_ids, ordering.scores, strict=True))
+    return [
+        first[score_of[doc_id]] if math.isfinite(rank) else rank
+        for doc_id, rank in zip(candidates.doc_ids, ranks, strict=True)
+    ]
+
+
+def _values(ordering: Ordering, candidates: CandidateList) -> list[float]:
+    """The teacher's scores; where it has none, 1 / log2(rank + 1), as if the places were nDCG gains."""
+    if ordering.scores is not None:
+        by_doc = dict(zip(ordering.doc_ids, ordering.scores, strict=True))
+    else:
+        by_doc = {d: 1.0 / math.log2(i + 2) for i, d in enumerate(ordering.doc_ids)}
+    return [by_doc.get(doc_id, 0.0) for doc_id in candidates.doc_ids]

@@ -1,0 +1,87 @@
+"""What a run tells: a line of `metrics.jsonl` for each fact, and a progress bar for the person who watches.
+
+A record always has `model`, `stage`, `step` and `seconds` (since the run began); the other keys say what they are:
+`loss`, `pairs_per_second`, `expected`, `entropy`, `kl`, and the dev measure under its own name (`nDCG@10`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger("rerank.training")
+
+
+@final
+class Log:
+    """Appends records to a JSONL file and draws progress on a console; either may be absent."""
+
+    def __init__(self, path: Path | None = None, console: Console | None = None) -> None:
+        self.path = path
+        self.console = console
+        self.began = time.monotonic()
+        self._file: IO[str] | None = None
+        self._bar: tuple[Progress, Any] | None = None
+
+    def record(self, **facts: Any) -> None:
+        """Write one line; it is on disk when this returns."""
+        if self.path is None:
+            return
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf8")
+        facts["seconds"] = round(time.monotonic() - self.began, 2)
+        self._file.write(json.dumps({k: _short(v) for k, v in facts.items()}) + "\n")
+        self._file.flush()
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        if self.console is not None:
+            self.console.print(text, highlight=False)
+        else:
+            logger.info(text)
+
+    @contextmanager
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[None]:
+        """A bar for `total` steps while the block runs; nothing where the console is not a terminal."""
+        if self.console is None or not self.console.is_terminal:
+            yield
+            return
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[facts]}"),
+            console=self.console,
+            transient=True,
+        )
+        with bar:
+            self._bar = (bar, bar.add_task(title, total=total, completed=done, facts=""))
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def advance(self, step: int, facts: str) -> None:
+        """Move the bar to `step` and show `facts` beside it."""
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.update(task, completed=step, facts=facts)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,344 @@
+"""The loop that both stages share; it knows schedules, gradients, selection and checkpoints, but no loss.
+
+    for step: sample sub-lists -> views of scores -> objective -> backward -> clip -> step
+    now and then: measure the dev lists, keep the best weights, checkpoint
+
+The weights handed over are the best on the dev lists, those before the first step included: a stage never makes
+its policy worse on dev. Everything random is keyed, so a resumed run ends with the same weights bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rerank import plackett_luce
+from rerank.engine.gradient_cache import backward
+from rerank.errors import InputError, TrainingError
+from rerank.lists import ListBatch, batch_of
+from rerank.models.policy import ScorePolicy
+from rerank.randomness import generator, key_of
+from rerank.training.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    optimizer_tensors,
+    remove_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
+from rerank.training.log import Log
+from rerank.types import CandidateList, Reward
+
+MAX_BAD_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast a stage learns; the fields that `[clone]` and `[refine]` of a recipe share."""
+
+    epochs: float = 1.0
+    """Times each list is visited (with a fresh sample of its candidates)."""
+    steps: int | None = None
+    """Number of steps; given, it decides instead of `epochs`."""
+    lists_per_step: int = 8
+    list_size: int = 32
+    """Candidates of a list used in one step; the important ones first, the others sampled anew each time."""
+    learning_rate: float = 5e-5
+    """Of the transformer."""
+    head_learning_rate: float = 1e-3
+    """Of heads and first-stage weights."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises; then it falls linearly to 0."""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    plain_weight: float = 0.5
+    """Share of the loss on the scores without the first stage's (no effect where there is no such residual)."""
+    evaluations: int = 5
+    """How often the dev lists are measured, evenly spread."""
+    graph_tokens: int = 16384
+    """Tokens whose activations are kept at once; longer lists go through the gradient cache."""
+    minutes: float | None = None
+    """Ends the stage at the first evaluation after this long; such a run is not repeatable to the bit."""
+
+    def __post_init__(self) -> None:
+        for name in ("lists_per_step", "list_size", "evaluations", "graph_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        if self.list_size < 2:
+            raise InputError("list_size must be at least 2: a list of one has nothing to order")
+        for name in ("learning_rate", "head_learning_rate", "epochs"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
+
+    def total_steps(self, n_lists: int) -> int:
+        """The number of steps for a training set of `n_lists`."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * n_lists / self.lists_per_step))
+
+
+class Dev(NamedTuple):
+    """Held-out lists and the reward that selects on them."""
+
+    lists: Sequence[CandidateList]
+    reward: Reward
+    name: str
+    """How the measure is spelled in logs, e.g. `nDCG@10`."""
+
+    def measure(self, policy: ScorePolicy) -> dict[str, float]:
+        """Mean reward of the most likely ranking, for the served view and, where it differs, `"plain"`."""
+        policy.eval()
+        totals: dict[str, float] = {}
+        with torch.inference_mode():
+            for start in range(0, len(self.lists), 16):
+                group = self.lists[start : start + 16]
+                batch = batch_of(group)
+                for view, scores in zip(("served", "plain"), policy.all_views(group).cpu(), strict=False):
+                    rankings = plackett_luce.best(scores, batch.mask)[:, None, :]
+                    totals[view] = totals.get(view, 0.0) + float(self.reward(rankings, batch).sum())
+        return {view: total / len(self.lists) for view, total in totals.items()}
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage runs: its names, seed, folder, log and dev lists."""
+
+    stage: str
+    model: str = "model"
+    seed: int = 0
+    folder: Path | None = None
+    """Where checkpoints go; None keeps none."""
+    resume: bool = False
+    log: Log = field(default_factory=Log)
+    dev: Dev | None = None
+
+
+Objective = Callable[[Tensor, ListBatch, int, int], tuple[Tensor, dict[str, float]]]
+"""(scores [B, N], the lists, index of the view, key for draws) -> (loss of each list [B], facts for the log)."""
+
+Important = Callable[[CandidateList], Sequence[int]]
+"""Indices of the candidates that a sample of the list must hold, most important first."""
+
+
+def fit(
+    policy: ScorePolicy,
+    lists: Sequence[CandidateList],
+    objective: Objective,
+    important: Important,
+    schedule: Schedule,
+    context: Context,
+) -> dict[str, Any]:
+    """Train `policy` in place and leave its best dev weights in it; returns what is worth reporting."""
+    if not lists:
+        raise InputError(f"stage {context.stage!r} has no list to learn from")
+    state = _State(policy, schedule, context, schedule.total_steps(len(lists)))
+    state.begin()
+    with context.log.progress(f"{context.model}: {context.stage}", state.total, state.step):
+        for step_lists in _batches(lists, important, schedule, context, state.step, state.total):
+            pairs = sum(len(c) for c in step_lists)
+            began = time.monotonic()
+            loss, facts = _step(state, step_lists, objective)
+            state.after_step(loss, facts, pairs / max(time.monotonic() - began, 1e-9))
+            if state.out_of_time:
+                break
+    return state.finish()
+
+
+class _State:
+    """The mutable part of a stage: optimizer, step, best weights, checkpoints."""
+
+    def __init__(self, policy: ScorePolicy, schedule: Schedule, context: Context, total: int) -> None:
+        self.policy, self.schedule, self.context, self.total = policy, schedule, context, total
+        self.step = 0
+        self.bad_steps = 0
+        self.skipped = 0
+        self.best: dict[str, Tensor] | None = None
+        self.best_dev = -1.0
+        self.best_step = 0
+        self.began = self.saved = time.monotonic()
+        self.out_of_time = False
+        self.optimizer = torch.optim.AdamW(_groups(policy, schedule), betas=(0.9, 0.98))
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.marks = {round(total * (i + 1) / schedule.evaluations) for i in range(schedule.evaluations)}
+
+    def begin(self) -> None:
+        found = latest_checkpoint(self.context.folder) if self.context.resume and self.context.folder else None
+        if found is None:
+            self.evaluate({})
+            return
+        self.policy.load_state_dict(found.tensors["weights"])
+        restore_optimizer(self.optimizer, found.tensors["optimizer"])
+        self.best = dict(found.tensors["best"]) if "best" in found.tensors else None
+        state = found.state
+        self.step, self.best_dev, self.best_step = state["step"], state["best_dev"], state["best_step"]
+        self.skipped = state["skipped"]
+        self.context.log.say(f"{self.context.model}: {self.context.stage} goes on at step {self.step} of {self.total}")
+
+    def set_rate(self) -> None:
+        warm = max(1, round(self.total * self.schedule.warmup))
+        share = min((self.step + 1) / warm, (self.total - self.step) / max(1, self.total - warm))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
+
+    def after_step(self, loss: float, facts: dict[str, float], pairs_per_second: float) -> None:
+        self.step += 1
+        record = {"loss": loss, "pairs_per_second": pairs_per_second, **facts}
+        if self.step in self.marks:
+            self.evaluate(record)
+            self.checkpoint()
+        else:
+            self.context.log.record(**self._names(), **record)
+        dev = f"dev {self.context.dev.name} {self.best_dev:.3f}  " if self.context.dev else ""
+        self.context.log.advance(self.step, f"loss {loss:.3f}  {dev}{pairs_per_second:.0f} pairs/s")
+
+    def evaluate(self, record: dict[str, float]) -> None:
+        dev = self.context.dev
+        measured = dev.measure(self.policy) if dev else {}
+        if dev:
+            record[dev.name] = measured["served"]
+            if "plain" in measured:
+                record[f"{dev.name} plain"] = measured["plain"]
+        if not dev or measured["served"] > self.best_dev:
+            self.best_dev = measured.get("served", -1.0)
+            self.best_step = self.step
+            self.best = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
+        self.context.log.record(**self._names(), **record)
+
+    def checkpoint(self) -> None:
+        limit = self.schedule.minutes
+        self.out_of_time = limit is not None and time.monotonic() - self.began > 60 * limit
+        # Short stages are repeated sooner than saved; a minute of work is worth the disk.
+        if self.context.folder is None or time.monotonic() - self.saved < 60.0 or self.step >= self.total:
+            return
+        tensors = {"weights": self.policy.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        if self.best is not None:
+            tensors["best"] = self.best
+        state = {"step": self.step, "best_dev": self.best_dev, "best_step": self.best_step, "skipped": self.skipped}
+        save_checkpoint(self.context.folder, self.step, Checkpoint(tensors, state))
+        self.saved = time.monotonic()
+
+    def finish(self) -> dict[str, Any]:
+        if self.best is not None:
+            self.policy.load_state_dict(self.best)
+        self.policy.eval()
+        if self.context.folder is not None:
+            remove_checkpoints(self.context.folder)
+        return {
+            "steps": self.step,
+            "best_step": self.best_step,
+            "dev": self.best_dev if self.context.dev else None,
+            "skipped_steps": self.skipped,
+        }
+
+    def _names(self) -> dict[str, Any]:
+        return {"model": self.context.model, "stage": self.context.stage, "step": self.step}
+
+
+def _step(state: _State, lists: list[CandidateList], objective: Objective) -> tuple[float, dict[str, float]]:
+    """One optimizer step; a step whose loss or gradient is not finite is skipped and counted."""
+    policy, schedule, context = state.policy, state.schedule, state.context
+    policy.train()
+    state.set_rate()
+    state.optimizer.zero_grad(set_to_none=True)
+    key = key_of(context.seed, context.model, context.stage, state.step)
+    total, facts = 0.0, {}
+    for number, group in enumerate(_fitting(policy, lists, schedule.graph_tokens)):
+        items = policy.pair_scorer.encode(group)
+
+        def loss_of(flat: Tensor, group: list[CandidateList] = group) -> Tensor:
+            views = policy.views(flat, group)
+            batch = batch_of(group, flat.device)
+            shares = [1.0] if len(views) == 1 else [1.0 - schedule.plain_weight, schedule.plain_weight]
+            out = torch.zeros((), device=flat.device)
+            for index, (scores, share) in enumerate(zip(views, shares, strict=True)):
+                losses, found = objective(scores, batch, index, key_of(key, number, index))
+                out = out + share * losses.sum() / len(lists)
+                for name, value in found.items() if index == 0 else ():
+                    facts[name] = facts.get(name, 0.0) + value * len(group) / len(lists)
+            return out
+
+        loss = backward(policy.pair_scorer, items, loss_of, policy.budget, schedule.graph_tokens, key_of(key, number))
+        total += float(loss)
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), schedule.clip_norm)
+    if not (torch.isfinite(norm) and total == total and abs(total) != float("inf")):
+        _count_bad_step(state, total)
+        return total, facts
+    state.bad_steps = 0
+    state.optimizer.step()
+    return total, facts
+
+
+def _count_bad_step(state: _State, loss: float) -> None:
+    state.bad_steps += 1
+    state.skipped += 1
+    state.context.log.say(f"step {state.step}: the loss is {loss} or its gradient is not finite; the step is skipped")
+    if state.bad_steps >= MAX_BAD_STEPS:
+        raise TrainingError(
+            f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (stage {state.context.stage!r}, "
+            f"step {state.step}); the last good checkpoint is kept. Lower learning_rate, or set precision = 'float32'"
+        )
+
+
+def _fitting(policy: ScorePolicy, lists: list[CandidateList], graph_tokens: int) -> Iterator[list[CandidateList]]:
+    """Groups of whole lists whose activations fit at once; a longer list stands alone (gradient cache)."""
+    group: list[CandidateList] = []
+    used = 0
+    for candidates in lists:
+        cost = sum(len(item) for item in policy.pair_scorer.encode([candidates]))
+        if group and used + cost > graph_tokens:
+            yield group
+            group, used = [], 0
+        group.append(candidates)
+        used += cost
+    if group:
+        yield group
+
+
+def _batches(
+    lists: Sequence[CandidateList], important: Important, schedule: Schedule, context: Context, start: int, total: int
+) -> Iterator[list[CandidateList]]:
+    """The sub-lists of each step from `start` on; which ones depends on the seed and the step alone."""
+    per_step = min(schedule.lists_per_step, len(lists))
+    names = (context.seed, context.model, context.stage)
+    for step in range(start, total):
+        chosen = []
+        for position in range(step * per_step, (step + 1) * per_step):
+            epoch, place = divmod(position, len(lists))
+            order = torch.randperm(len(lists), generator=generator(*names, "order", epoch))
+            index = int(order[place])
+            draw = generator(*names, "candidates", epoch, index)
+            chosen.append(sublist(lists[index], important(lists[index]), schedule.list_size, draw))
+        yield chosen
+
+
+def sublist(candidates: CandidateList, important: Sequence[int], size: int, draw: torch.Generator) -> CandidateList:
+    """At most `size` candidates in first-stage order: up to half of them the important ones, the rest a fair sample."""
+    if len(candidates) <= size:
+        return candidates
+    kept = list(important)[: size // 2]
+    taken = set(kept)
+    others = [i for i in torch.randperm(len(candidates), generator=draw).tolist() if i not in taken]
+    return candidates.subset(sorted(kept + others[: size - len(kept)]))
+
+
+def _groups(policy: ScorePolicy, schedule: Schedule) -> list[dict[str, Any]]:
+    """Optimizer groups: the transformer at its own rate, heads and first-stage weights faster."""
+    body = {id(p) for p in policy.pair_scorer.body()}
+    residual = set() if policy.first_stage is None else {id(p) for p in policy.first_stage.parameters()}
+    everything = [p for p in policy.parameters() if p.requires_grad]
+    parts = [
+        ([p for p in everything if id(p) in body], schedule.learning_rate, schedule.weight_decay),
+        (
+            [p for p in everything if id(p) not in body and id(p) not in residual],
+            schedule.head_learning_rate,
+            schedule.weight_decay,
+        ),
+        ([p for p in everything if id(p) in residual], schedule.head_learning_rate, 0.0),
+    ]
+    return [{"params": ps, "lr": rate, "weight_decay": decay} for ps, rate, decay in parts if ps]
