@@ -39,9 +39,13 @@ CollectionText = Annotated[
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/quickstart"),
-    code: Annotated[Path | None, typer.Option("--code", help="Search this repository instead of Python's library.")] = None,
+    code: Annotated[
+        Path | None, typer.Option("--code", help="Search this repository instead of Python's library.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    small: Annotated[bool, typer.Option("--small", help="The light scorer alone, on fewer queries: under a minute.")] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="The light scorer alone, on fewer queries: under a minute.")
+    ] = False,
 ) -> None:
     """Watch a reranker learn from a teacher and then pass it, on real text that is already on your machine.
 
@@ -80,10 +84,14 @@ def train(
 def retrieve(
     collection: CollectionText,
     out: Annotated[Path, typer.Option("--out", help="The TREC run to write.")],
-    retriever: Annotated[list[str], typer.Option("--retriever", help="bm25 or dense; give both to fuse them.")] = ["bm25"],  # noqa: B006
+    retriever: Annotated[list[str], typer.Option("--retriever", help="bm25 or dense; give both to fuse them.")] = [
+        "bm25"
+    ],
     fusion: Annotated[str, typer.Option(help="rrf or weighted.")] = "rrf",
     depth: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 100,
-    encoder: Annotated[str, typer.Option(help="Bi-encoder of the dense retriever: folder, hub id, or minilm.")] = "minilm",
+    encoder: Annotated[
+        str, typer.Option(help="Bi-encoder of the dense retriever: folder, hub id, or minilm.")
+    ] = "minilm",
     index: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf.")] = "flat",
     language: Annotated[str, typer.Option(help="Language of BM25's stemmer; `code` splits identifiers.")] = "english",
 ) -> None:
@@ -134,12 +142,14 @@ def teach(
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="TREC runs; the others are tested against the first.")],
     qrels: Annotated[Path, typer.Option("--qrels", help="Judgements: TREC or BEIR.")],
-    measure: Annotated[list[str], typer.Option("--measure", "-m", help="nDCG@10, RR@10, AP, R@100, P@10, Judged@10 ...")] = [
+    measure: Annotated[
+        list[str], typer.Option("--measure", "-m", help="nDCG@10, RR@10, AP, R@100, P@10, Judged@10 ...")
+    ] = [
         "nDCG@10",
         "RR@10",
         "AP",
         "R@100",
-    ],  # noqa: B006
+    ],
     out: Out = None,
 ) -> None:
     """Measure runs as trec_eval does, with paired tests against the first one."""
@@ -160,9 +170,15 @@ def evaluate(
 @app.command()
 def rank(
     model: Annotated[str, typer.Argument(help="A model folder, e.g. runs/quickstart/model, or a hub id.")],
-    query: Annotated[str | None, typer.Option("--query", "-q", help="Rank the documents of --documents for this query.")] = None,
-    documents: Annotated[Path | None, typer.Option("--documents", "-d", help="One text a line, or JSONL with `text`.")] = None,
-    collection: Annotated[str | None, typer.Option("--collection", "-c", help="Rerank a run of this collection.")] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="Rank the documents of --documents for this query.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option("--documents", "-d", help="One text a line, or JSONL with `text`.")
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="Rerank a run of this collection.")
+    ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="The run to rerank.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The TREC run to write.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
@@ -210,13 +226,17 @@ def _next_steps(folder: Path) -> None:
     console.print(f"\nThe report:     {folder / 'report.html'}", highlight=False)
     console.print(f"The model:      {model}", highlight=False)
     console.print(f'Use it:         rerank rank {model} --query "..." --documents texts.txt', highlight=False)
-    console.print(f'In Python:      Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)', highlight=False)
+    console.print(
+        f'In Python:      Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)', highlight=False
+    )
 
 
 def _quiet() -> None:
     """Our messages through rich; those of the libraries below us only when they are errors."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False, show_time=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_path=False, show_time=False)],
     )
     for name in ("transformers", "sentence_transformers", "huggingface_hub", "bm25s", "faiss"):
         logging.getLogger(name).setLevel(logging.ERROR)

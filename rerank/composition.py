@@ -13,10 +13,11 @@ from typing import Any
 from rerank.data import fingerprint
 from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest
 from rerank.evaluation.measures import parse_measure
+from rerank.models.encoder import VectorStore
 from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Retrieval, TeacherChoice
-from rerank.types import Collection, Encoder, Retriever, Reward, Teacher
+from rerank.types import Collection, Retriever, Reward, Teacher
 
 FIRST_STAGE = "first stage"
 """The feature that holds the score of the (fused) run itself."""
@@ -61,7 +62,7 @@ def _function(name: str) -> Callable[..., float]:
 
 
 def retrievers_of(
-    settings: Retrieval, collection: Collection, encoder: Encoder | None, cache: Path | None = None
+    settings: Retrieval, collection: Collection, encoder: VectorStore | None, cache: Path | None = None
 ) -> list[Retriever]:
     """The retrievers of a recipe over the documents of `collection`; dense indexes are kept in the folder `cache`."""
     from rerank.retrieval.bm25 import BM25
@@ -77,7 +78,7 @@ def retrievers_of(
     return built
 
 
-def _dense(settings: Retrieval, collection: Collection, encoder: Encoder, cache: Path | None) -> Retriever:
+def _dense(settings: Retrieval, collection: Collection, encoder: VectorStore, cache: Path | None) -> Retriever:
     from rerank.retrieval.dense import Dense
 
     if cache is None:
@@ -85,11 +86,13 @@ def _dense(settings: Retrieval, collection: Collection, encoder: Encoder, cache:
     bare = Collection(collection.documents, {}, name=collection.name)
     folder = cache / f"{settings.index}-{fingerprint(bare)}-{encoder.fingerprint[:16]}"
     try:
-        return Dense.load(folder, collection.documents, encoder)
+        dense = Dense.load(folder, collection.documents, encoder)
     except (NotFound, Mismatch):
         dense = Dense.build(collection.documents, encoder, kind=settings.index)
         dense.save(folder)
-        return dense
+    else:
+        encoder.add(list(collection.documents.values()), dense.vectors(list(collection.documents)))
+    return dense
 
 
 def teachers_of(choice: TeacherChoice, recordings: Sequence[Path]) -> list[Teacher]:
@@ -120,7 +123,7 @@ def _scorer(name: str) -> Any:
     return Reranker.from_pretrained(name) if is_ranker(name) else load_encoder(name)
 
 
-def policy_of(model: Model, encoder: Encoder | None, features: Sequence[str], seed: int) -> ScorePolicy:
+def policy_of(model: Model, encoder: VectorStore | None, features: Sequence[str], seed: int) -> ScorePolicy:
     """The untrained policy of a recipe's model: its ranking is the first stage's own, unless its head is trained."""
     from rerank.models.light import LightScorer
     from rerank.randomness import seeded
@@ -129,7 +132,7 @@ def policy_of(model: Model, encoder: Encoder | None, features: Sequence[str], se
         if model.kind == "light":
             if encoder is None:
                 raise RecipeError("a light model needs retrieval.encoder")
-            scorer: Any = LightScorer(encoder, encoder.encode(["size"]).shape[1], model.hidden)
+            scorer: Any = LightScorer(encoder, model.hidden)
             fresh = False  # it begins as cosine
             budget = 1_000_000
         else:

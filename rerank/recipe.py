@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from rerank.errors import InputError, NotFound, RecipeError, nearest
 from rerank.evaluation.measures import parse_measure
 from rerank.training.clone import Clone
+from rerank.training.loop import Schedule
 from rerank.training.refine import Refine
 
 if sys.version_info >= (3, 11):
@@ -124,7 +125,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run. `[control]` holds what the supervised control on the same labels does differently from `[refine]`."""
+    """A whole run. `[control]` holds what the control on the same labels does differently from `[refine]`."""
 
     name: str
     data: Data
@@ -161,7 +162,8 @@ class Recipe:
     def control_of(self, model: Model) -> Clone:
         """The control of one model: the same labels, steps and rates as refinement, through a supervised loss."""
         refine = self.refine_of(model)
-        shared = {f.name: getattr(refine, f.name) for f in fields(Clone) if hasattr(refine, f.name)}
+        shared = {f.name: getattr(refine, f.name) for f in fields(Schedule)}
+        shared = {name: value for name, value in shared.items() if value is not None}
         return _build(Clone, {**shared, "loss": "lambda_rank", **self.control, **model.control}, "control")
 
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank.errors import InputError, Mismatch, NotFound
+from rerank.models.encoder import SentenceEncoder
 from rerank.retrieval import (
     BM25,
     Dense,
     FirstStage,
-    SentenceEncoder,
     build_first_stage,
     features_for,
     fuse_ranks,

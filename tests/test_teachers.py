@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rerank.teachers import Fused, Judged, Recorded, Remembered, Scored, read_orderings, write_orderings
 
 from rerank.errors import DataError, InputError, NotFound
 from rerank.retrieval.fusion import fuse_scores
+from rerank.teachers import Fused, Judged, Recorded, Remembered, Scored, read_orderings, write_orderings
 from rerank.types import CandidateList, Ordering, Run
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -47,7 +47,7 @@ def load_collection(source: str | Mapping[str, Any], base: Path | None = None) -
         return read_ir_dataset(rest)
     if colon and kind == "rankllm":
         return read_rankllm(base / rest)[0]
-    place, _, split = source.partition("#") if source.startswith("code#") else source.rpartition("#")
+    place, _, split = source.rpartition("#")
     place, split = (place, split) if place else (source, "")
     if place == "code":
         return read_code(split=split or None)
@@ -184,7 +184,7 @@ def check_disjoint(train: Collection, test: Collection) -> None:
 def candidate_lists(
     collection: Collection, run: Run, features: Mapping[str, Run] | None = None, depth: int | None = None
 ) -> list[CandidateList]:
-    """One list for each query of the run that the collection has too, in the run's order, with the first `depth` documents.
+    """One list for each query that run and collection share, in the run's order, with its first `depth` documents.
 
     `features` names other runs whose scores of the candidates come along. `labels` is None where the query has no
     judgements. Queries without candidates, and those that the collection does not have, are left out and counted.

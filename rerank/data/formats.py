@@ -211,7 +211,7 @@ def read_rankllm(path: Path | str) -> tuple[Collection, Run]:
     """The texts and the ranking of RankLLM requests (JSON array, one object, or JSONL).
 
     Integer ids become strings, because RankLLM itself writes them so. Candidates are put in canonical order: by score,
-    ties as in the file. A request whose candidates carry no score keeps the order of the file, with scores 0, -1, -2 ...
+    ties as in the file. A request without scores keeps the order of the file, with scores 0, -1, -2 ...
     """
     documents: list[tuple[int | None, str, str]] = []
     queries: dict[str, str] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import ItemsView, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, final
 
 from rerank.data.formats import log
@@ -87,12 +86,13 @@ def _documents(dataset: Any, dataset_id: str, in_memory: int) -> Mapping[str, st
     if (dataset.docs_count() or 0) > in_memory:
         return StoredTexts(dataset_id)
     texts: dict[str, str] = {}
-    count = 0
-    for count, doc in enumerate(islice(dataset.docs_iter(), in_memory + 1), start=1):
+    for doc in dataset.docs_iter():
         text = texts.setdefault(doc.doc_id, doc.default_text())
         if text != doc.default_text():
             raise DataError(f"ir_datasets {dataset_id!r}: document {doc.doc_id!r} is there twice with different texts")
-    return StoredTexts(dataset_id) if count > in_memory else texts
+        if len(texts) > in_memory:
+            return StoredTexts(dataset_id)
+    return texts
 
 
 @final

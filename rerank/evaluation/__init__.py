@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rerank.evaluation.changes import Change, Place, changes_json, largest_changes
+    from rerank.evaluation.changes import Change, Place, changes_from_json, changes_json, largest_changes
     from rerank.evaluation.measures import Evaluation, Measure, evaluate, parse_measure
     from rerank.evaluation.report import write_report
     from rerank.evaluation.significance import (
@@ -34,6 +34,7 @@ __all__ = [
     "Table",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "changes_from_json",
     "changes_json",
     "compare",
     "effect_size",
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "changes": ("Change", "Place", "changes_json", "largest_changes"),
+    "changes": ("Change", "Place", "changes_from_json", "changes_json", "largest_changes"),
     "measures": ("Evaluation", "Measure", "evaluate", "parse_measure"),
     "report": ("write_report",),
     "significance": ("bootstrap_interval", "bootstrap_intervals", "effect_size", "holm", "paired_t"),

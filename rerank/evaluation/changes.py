@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -91,6 +91,17 @@ def largest_changes(
 def changes_json(changes: Sequence[Change], before: str, after: str) -> dict[str, Any]:
     """What a run folder keeps in `changes.json`; `before` and `after` are the names of the two arms."""
     return {"before": before, "after": after, "changes": [asdict(change) for change in changes]}
+
+
+def changes_from_json(content: Mapping[str, Any]) -> list[Change]:
+    """The changes that `changes_json` wrote; none of an empty mapping."""
+    try:
+        return [
+            Change(**{**change, **{side: tuple(Place(**p) for p in change[side]) for side in ("before", "after")}})
+            for change in content.get("changes", [])
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"these are not changes written by changes_json: {error!r}") from error
 
 
 def _places(query_id: str, run: Run, other: Run, qrels: Qrels, collection: Collection, shown: int) -> tuple[Place, ...]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rerank.errors import DataError, InputError, NotFound
+from rerank.evaluation.changes import Change, changes_from_json
 from rerank.evaluation.measures import parse_measure
-from rerank.evaluation.tables import Table, decimal, p_value, signed
+from rerank.evaluation.tables import EQUAL, Table, decimal, p_value, signed
 
 logger = logging.getLogger("rerank.evaluation")
 
@@ -38,6 +39,8 @@ class Axis(NamedTuple):
     low: float
     high: float
     ticks: tuple[float, ...]
+    places: int
+    """Decimal places that its ticks need."""
 
     def at(self, value: float) -> float:
         """The place of `value` in percent of the axis' length."""
@@ -52,7 +55,6 @@ class Dot(NamedTuple):
     x: float
     left: float
     right: float
-    best: bool
 
 
 class Bar(NamedTuple):
@@ -66,6 +68,19 @@ class Bar(NamedTuple):
     height: float
     change: int | None
     """The number of the query's details, where there are any."""
+
+
+class Gains(NamedTuple):
+    """The plot of gains and losses."""
+
+    bars: tuple[Bar, ...]
+    """The largest gain first, the largest loss last."""
+    top: float
+    bottom: float
+    zero: float
+    """The height of the line of no change, in percent from the top."""
+    counts: tuple[int, int, int]
+    """All queries that gained, did not change, and lost."""
 
 
 class Curve(NamedTuple):
@@ -91,18 +106,22 @@ def write_report(folder: Path) -> Path:
     try:
         table = Table.from_json(_read_json(folder / "table.json"))
     except InputError as error:
-        raise error if isinstance(error, DataError) else DataError.at(folder / "table.json", None, str(error)) from error
-    changes = _read_json(folder / "changes.json")
-    records = _read_jsonl(folder / "metrics.jsonl")
+        raise (
+            error if isinstance(error, DataError) else DataError.at(folder / "table.json", None, str(error))
+        ) from error
+    changes, pair = _read_changes(folder / "changes.json", table)
+    summary = _read_json(folder / "summary.json")
     page = _render(
+        title=str(summary.get("title") or folder.resolve().name),
         table=table,
-        dots=dots(table),
+        column_best={m: max(cells[m].mean for cells in table.arms.values()) for m in table.measures},
         axis=_dot_axis(table),
-        bars=_bars(table, changes),
-        pair=_pair(table, changes),
-        changes=changes.get("changes", []),
-        stages=stages(records, table.measures[0]),
-        summary=_read_json(folder / "summary.json"),
+        dots=dots(table),
+        pair=pair,
+        gains=gains(_differences(table, pair), {c.query_id: i for i, c in enumerate(changes)}),
+        changes=changes,
+        stages=stages(_read_jsonl(folder / "metrics.jsonl"), table.measures[0]),
+        summary=summary,
         absent=[n for n in ("summary.json", "changes.json", "metrics.jsonl") if not (folder / n).is_file()],
     )
     path, unfinished = folder / "report.html", folder / "report.html.partial"
@@ -120,7 +139,8 @@ def round_axis(low: float, high: float, steps: int = 5) -> Axis:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
-    return Axis(first * step, last * step, tuple(round(i * step, 10) for i in range(first, last + 1)))
+    places = max(0, -math.floor(math.log10(step) + 1e-9), 3 if step == 2.5 * power and power < 0.1 else 0)
+    return Axis(first * step, last * step, tuple(round(i * step, 10) for i in range(first, last + 1)), places)
 
 
 def dots(table: Table) -> list[Dot]:
@@ -128,25 +148,31 @@ def dots(table: Table) -> list[Dot]:
     axis, primary = _dot_axis(table), table.measures[0]
     cells = {arm: by_measure[primary] for arm, by_measure in table.arms.items()}
     return [
-        Dot(arm, cell.mean, axis.at(cell.mean), axis.at(cell.low), axis.at(cell.high), arm == table.best)
-        for arm, cell in cells.items()
+        Dot(arm, cell.mean, axis.at(cell.mean), axis.at(cell.low), axis.at(cell.high)) for arm, cell in cells.items()
     ]
 
 
-def bars(differences: Mapping[str, float], detailed: Mapping[str, int]) -> list[Bar]:
-    """The largest gain to the largest loss; `detailed` maps the queries that have details to their number."""
+def gains(differences: Mapping[str, float], detailed: Mapping[str, int]) -> Gains | None:
+    """The plot of `differences`; `detailed` maps queries with details to their number. None without differences."""
+    if not differences:
+        return None
+    gained, lost = sum(d > EQUAL for d in differences.values()), sum(d < -EQUAL for d in differences.values())
     ranked = sorted(differences.items(), key=lambda item: -item[1])
     if len(ranked) > _MOST_BARS:
         ranked = ranked[: _MOST_BARS // 2] + ranked[-_MOST_BARS // 2 :]
-    scale = max((abs(d) for _, d in ranked), default=0.0) or 1.0
-    slot = 100 / max(len(ranked), 1)
+    top, bottom = max(ranked[0][1], 0.0), min(ranked[-1][1], 0.0)
+    if top - bottom < EQUAL:
+        top, bottom = 0.5, -0.5
+    span, slot = top - bottom, 100 / len(ranked)
+    zero, width = 100 * top / span, slot * (0.8 if len(ranked) < 300 else 1)
     drawn = []
     for i, (query_id, difference) in enumerate(ranked):
-        height = max(50 * abs(difference) / scale, 0.4)
-        y = 50 - height if difference > 0 else 50.0
-        places = (round(v, 3) for v in (i * slot, slot * (0.8 if len(ranked) < 300 else 1), y, height))
-        drawn.append(Bar(query_id, difference, *places, change=detailed.get(query_id)))
-    return drawn
+        height = max(100 * abs(difference) / span, 0.4)
+        y = zero - height if difference > 0 else zero
+        x, w, y, height = (round(v, 3) for v in (i * slot, width, y, height))
+        drawn.append(Bar(query_id, difference, x, w, y, height, detailed.get(query_id)))
+    counts = (gained, len(differences) - gained - lost, lost)
+    return Gains(tuple(drawn), top, bottom, round(zero, 3), counts)
 
 
 def stages(records: Iterable[Mapping[str, Any]], primary: str) -> list[tuple[str, list[Curve]]]:
@@ -202,21 +228,24 @@ def _dot_axis(table: Table) -> Axis:
     return round_axis(min(ends), max(ends))
 
 
-def _pair(table: Table, changes: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(before, after): the arms of the recorded changes, else those of the first comparison."""
-    pair = (changes.get("before"), changes.get("after"))
-    if pair[0] in table.per_query and pair[1] in table.per_query:
-        return str(pair[0]), str(pair[1])
-    return next(((c.against, c.arm) for c in table.comparisons if c.arm in table.per_query), None)
+def _read_changes(path: Path, table: Table) -> tuple[list[Change], tuple[str, str] | None]:
+    """The recorded changes with their (before, after); without any, the arms of the first comparison."""
+    content = _read_json(path)
+    try:
+        changes = changes_from_json(content)
+    except InputError as error:
+        raise DataError.at(path, None, str(error)) from error
+    if changes:
+        return changes, (str(content.get("before", "before")), str(content.get("after", "after")))
+    return [], next(((c.against, c.arm) for c in table.comparisons), None)
 
 
-def _bars(table: Table, changes: Mapping[str, Any]) -> list[Bar]:
-    pair = _pair(table, changes)
-    if pair is None:
-        return []
+def _differences(table: Table, pair: tuple[str, str] | None) -> dict[str, float]:
+    """query id -> what it gained on the primary measure from one arm to the other; empty where that is not known."""
+    if pair is None or not all(arm in table.per_query for arm in pair):
+        return {}
     old, new = (table.per_query[arm][table.measures[0]] for arm in pair)
-    detailed = {c["query_id"]: i for i, c in enumerate(changes.get("changes", []))}
-    return bars({q: new[q] - old[q] for q in old if q in new}, detailed)
+    return {q: new[q] - old[q] for q in old if q in new}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

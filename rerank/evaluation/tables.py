@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """The corrected p-value below which a difference is called one."""
-_EQUAL = 1e-9
+EQUAL = 1e-9
 """Differences below this are rounding: the query is a tie."""
 
 
@@ -151,25 +151,33 @@ class Table:
         return "\n".join(lines).rstrip() + "\n"
 
     def to_rich(self) -> RichTable:
-        """A table for the terminal: intervals, and each arm's first test, on the primary measure."""
+        """A table for the terminal: the primary measure with its interval, and each arm's first test on it."""
+        from rich import box
         from rich.markup import escape
         from rich.table import Table as RichTable
 
         primary = self.measures[0]
-        table = RichTable(caption=f"{self.queries} judged queries; 95 % bootstrap intervals")
-        for title in ("arm", primary, "95 % interval", *self.measures[1:], "p (Holm)", "against", "seconds"):
-            table.add_column(title, justify="left" if title in ("arm", "against") else "right")
+        table = RichTable(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            caption=f"{self.queries} judged queries; 95 % bootstrap interval, p after Holm",
+        )
+        table.add_column("arm", min_width=min(16, max(map(len, self.arms))))
+        for title in (*self.measures, *(["p"] if self.comparisons else []), *(["seconds"] if self.seconds else [])):
+            # The long spellings, RR(rel=2)@10, break after their name rather than push the numbers together.
+            shown = escape(title.replace("(", "\n(").replace(")@", ")\n@"))
+            table.add_column(shown, justify="right", min_width=12 if title == primary else 7)
         for arm, cells in self.arms.items():
-            first = next(iter(self.of(arm)), None)
+            test = next(iter(self.of(arm)), None)
             cell = cells[primary]
+            mean = f"[bold]{decimal(cell.mean)}[/]" if arm == self.best else decimal(cell.mean)
+            evidence = f"{p_value(test.p_holm)}\n[dim]{escape(test.against)}[/]" if test else ""
             table.add_row(
                 escape(arm),
-                f"[bold]{decimal(cell.mean)}[/]" if arm == self.best else decimal(cell.mean),
-                f"{decimal(cell.low)} to {decimal(cell.high)}",
+                f"{mean}\n[dim]{decimal(cell.low)} to {decimal(cell.high)}[/]",
                 *(decimal(cells[m].mean) for m in self.measures[1:]),
-                p_value(first.p_holm) if first else "",
-                escape(first.against) if first else "",
-                self._seconds(arm),
+                *([evidence] if self.comparisons else []),
+                *([self._seconds(arm)] if self.seconds else []),
             )
         return table
 
@@ -285,9 +293,9 @@ def _comparisons(
             high=high,
             p=p,
             p_holm=corrected,
-            wins=int((a - b > _EQUAL).sum()),
-            losses=int((b - a > _EQUAL).sum()),
-            ties=int((abs(a - b) <= _EQUAL).sum()),
+            wins=int((a - b > EQUAL).sum()),
+            losses=int((b - a > EQUAL).sum()),
+            ties=int((abs(a - b) <= EQUAL).sum()),
             effect=effect_size(a, b),
         )
         for (arm, other), (a, b), (low, high), p, corrected in zip(

@@ -18,12 +18,13 @@ from rerank.data import write_run
 from rerank.experiment.lists import Lists
 from rerank.experiment.reranking import RETRIEVAL
 from rerank.experiment.workspace import Workspace, write_json
+from rerank.models.encoder import VectorStore
 from rerank.models.loading import save_policy
 from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
 from rerank.recipe import Model
 from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rerank.training.loop import Context, Dev
-from rerank.types import CandidateList, Encoder, Ordering, Run
+from rerank.types import CandidateList, Ordering, Run
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"
 
@@ -43,7 +44,7 @@ def arm_name(model: Model, stage: str) -> str:
 
 
 def train_arms(
-    work: Workspace, model: Model, encoder: Encoder | None, lists: Lists, orderings: Sequence[Ordering]
+    work: Workspace, model: Model, encoder: VectorStore | None, lists: Lists, orderings: Sequence[Ordering]
 ) -> Arms:
     """Train all arms of one model and rank the test lists with each; the refined policy is saved as the model."""
     recipe = work.recipe
@@ -159,4 +160,3 @@ def _with_view(facts: Mapping[str, Any], policy: ScorePolicy) -> dict[str, Any]:
 
 def _cut(candidates: CandidateList, depth: int | None) -> CandidateList:
     return candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
-

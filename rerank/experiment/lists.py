@@ -10,10 +10,11 @@ from rerank.composition import FIRST_STAGE, retrievers_of
 from rerank.data import candidate_lists, check_disjoint, fingerprint, hold_out, load_collection, read_run
 from rerank.errors import InputError, Mismatch
 from rerank.experiment.workspace import Workspace
+from rerank.models.encoder import VectorStore
 from rerank.randomness import key_of
 from rerank.recipe import Source
 from rerank.retrieval.first_stage import FirstStage, build_first_stage, features_for
-from rerank.types import CandidateList, Collection, Encoder, Retriever, Run
+from rerank.types import CandidateList, Collection, Retriever, Run
 
 
 class Part(NamedTuple):
@@ -40,7 +41,7 @@ class Lists(NamedTuple):
         return [c for part in self.train for c in part.lists if c.labels is not None]
 
 
-def prepare(work: Workspace, encoder: Encoder | None) -> Lists:
+def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
     """All lists of a run."""
     data = work.recipe.data
     stages = _FirstStages(work, encoder)
@@ -63,7 +64,9 @@ def prepare(work: Workspace, encoder: Encoder | None) -> Lists:
         raise InputError("data.train has no judged set: at least one needs judgements, to select on and to refine")
     lists = Lists(train, dev, Part(data.test, stages.lists(data.test, test, "test", as_it_is=True)), test, facts)
     n, judged = sum(len(part.lists) for part in train), len(lists.judged())
-    work.log.say(f"{n} lists to clone, {judged} of them judged; {len(dev)} for dev, {len(lists.test.lists)} for the test")
+    work.log.say(
+        f"{n} lists to clone, {judged} of them judged; {len(dev)} for dev, {len(lists.test.lists)} for the test"
+    )
     return lists
 
 
@@ -88,7 +91,7 @@ def _facts(collection: Collection) -> dict[str, Any]:
 class _FirstStages:
     """First stages of the run's collections; retrievers are built once for each set of documents."""
 
-    def __init__(self, work: Workspace, encoder: Encoder | None) -> None:
+    def __init__(self, work: Workspace, encoder: VectorStore | None) -> None:
         self.work, self.encoder = work, encoder
         self.built: dict[int, list[Retriever]] = {}
 

@@ -1,11 +1,11 @@
 """The folder of a run, and what the run tells while it goes on.
 
-    recipe.toml  summary.json            what was run, with what, on which data
-    first_stage/ orderings/              computed once, reused by --resume
-    arms/                                weights and facts of each finished stage
-    runs/ARM.trec                        what each arm ranked
-    metrics.jsonl table.json changes.json    curves; means with intervals and tests; queries that moved
-    report.html  model/                  to look at; to use
+recipe.toml  summary.json            what was run, with what, on which data
+first_stage/ orderings/              computed once, reused by --resume
+arms/                                weights and facts of each finished stage
+runs/ARM.trec                        what each arm ranked
+metrics.jsonl table.json changes.json    curves; means with intervals and tests; queries that moved
+report.html  model/                  to look at; to use
 """
 
 from __future__ import annotations

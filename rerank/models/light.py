@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rerank.types import CandidateList, Encoder
+from rerank.models.encoder import VectorStore
+from rerank.types import CandidateList
 
 
 class LightItem(NamedTuple):
@@ -26,48 +26,15 @@ class LightItem(NamedTuple):
 
 
 @final
-class VectorStore:
-    """Unit vectors by text; unseen texts are encoded in one batch."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-        self._row: dict[str, int] = {}
-        self._matrix: Tensor | None = None
-
-    def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """Keep vectors [n, dim] that were computed elsewhere (a dense index) with the same encoder."""
-        fresh = [i for i, text in enumerate(dict.fromkeys(texts)) if text not in self._row]
-        texts = list(dict.fromkeys(texts))
-        first = {text: i for i, text in reversed(list(enumerate(texts)))}
-        rows = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))[[first[texts[i]] for i in fresh]]
-        start = 0 if self._matrix is None else self._matrix.shape[0]
-        self._row.update((texts[i], start + n) for n, i in enumerate(fresh))
-        self._matrix = rows if self._matrix is None else torch.cat([self._matrix, rows])
-
-    def rows(self, texts: Sequence[str]) -> list[int]:
-        """The row of each text."""
-        new = sorted({text for text in texts if text not in self._row})
-        if new:
-            self.add(new, np.asarray(self.encoder.encode(new)))
-        return [self._row[text] for text in texts]
-
-    def vectors(self, rows: Sequence[int]) -> Tensor:
-        """Vectors [n, dim] of rows."""
-        if self._matrix is None:
-            raise RuntimeError("the vector store is empty")
-        return self._matrix[torch.as_tensor(rows)]
-
-
-@final
 class LightScorer(nn.Module):
-    """The scorer of the module docstring; `dim` is the encoder's, the encoder itself is frozen."""
+    """The scorer of the module docstring; the encoder is frozen and no part of its state."""
 
     kind = "light"
 
-    def __init__(self, encoder: Encoder, dim: int, hidden: int = 64, dropout: float = 0.1) -> None:
+    def __init__(self, store: VectorStore, hidden: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
-        self.store = VectorStore(encoder)
-        self.dim, self.hidden = dim, hidden
+        dim = store.dim
+        self.store, self.dim, self.hidden = store, dim, hidden
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(3 * dim, hidden)
@@ -95,8 +62,8 @@ class LightScorer(nn.Module):
 
     def logits(self, items: Sequence[LightItem]) -> Tensor:
         """Logits [n] of one micro-batch."""
-        q = self.store.vectors([item.query for item in items]).to(self.device)
-        d = self.store.vectors([item.document for item in items]).to(self.device)
+        q = torch.from_numpy(self.store.vectors([item.query for item in items])).to(self.device)
+        d = torch.from_numpy(self.store.vectors([item.document for item in items])).to(self.device)
         # Coordinates of unit vectors are of size dim^-1/2; bring the products to size one.
         features = torch.cat([q * d * self.dim, (q - d).abs() * self.dim**0.5, (q + d) * self.dim**0.5], -1)
         head = self.outer(self.dropout(F.gelu(self.inner(features)))).squeeze(-1)

@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import InputError, Mismatch, NotFound, need
 from rerank.models.cross_encoder import CrossEncoderScorer
-from rerank.models.encoder import SentenceEncoder
+from rerank.models.encoder import SentenceEncoder, VectorStore
 from rerank.models.light import LightScorer
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
@@ -65,9 +65,9 @@ def is_ranker(name: str) -> bool:
     return (Path(path) / SETTINGS).exists() or _is_cross_encoder(path, AutoConfig)
 
 
-def load_encoder(name: str, precision: torch.dtype | None = None) -> SentenceEncoder:
-    """A bi-encoder by backbone name."""
-    return SentenceEncoder(backbone_path(name), precision=precision)
+def load_encoder(name: str, precision: str = "auto") -> VectorStore:
+    """A bi-encoder by backbone name; it remembers what it has encoded."""
+    return VectorStore(SentenceEncoder(backbone_path(name), precision=compute_dtype(precision, automatic_device())))
 
 
 def load_cross_encoder(
@@ -120,9 +120,9 @@ def save_policy(policy: ScorePolicy, folder: Path) -> None:
         settings["max_length"] = scorer.max_length
     else:
         assert isinstance(scorer, LightScorer)  # the two kinds that exist; load_policy has the same two
-        settings |= {"dim": scorer.dim, "hidden": scorer.hidden, "encoder": "encoder"}
+        settings |= {"hidden": scorer.hidden, "encoder": "encoder"}
         save_file({k: v.contiguous() for k, v in scorer.state_dict().items()}, folder / "head.safetensors")
-        scorer.store.encoder.save(folder / "encoder")  # type: ignore[attr-defined]
+        scorer.store.encoder.save(folder / "encoder")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf8")
 
 
@@ -159,6 +159,6 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _load_light(folder: Path, settings: dict[str, Any]) -> LightScorer:
-    scorer = LightScorer(load_encoder(str(folder / settings["encoder"])), settings["dim"], settings["hidden"])
+    scorer = LightScorer(load_encoder(str(folder / settings["encoder"])), settings["hidden"])
     scorer.load_state_dict(load_file(folder / "head.safetensors"))
     return scorer

@@ -9,19 +9,16 @@ Yashunin, 2018) and "ivf" trade a little recall for speed beyond a few hundred t
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from rerank.errors import InputError, Mismatch, NotFound, nearest
-from rerank.retrieval.bm25 import (
+from rerank.errors import InputError, Mismatch, nearest
+from rerank.retrieval.index import (
     best,
     check_depth,
     check_texts,
@@ -34,8 +31,7 @@ from rerank.retrieval.bm25 import (
 from rerank.types import Encoder, Run
 
 if TYPE_CHECKING:
-    import torch
-    from sentence_transformers import SentenceTransformer
+    pass
 
 logger = logging.getLogger("rerank.retrieval.dense")
 
@@ -44,96 +40,6 @@ _SPARE = 16  # documents beyond the depth, so that equal scores at the cut are s
 _GPU_DEPTH = 2048  # the most results that FAISS finds for a query on a GPU
 
 
-# -------------------------------------------------------------------------------------------------------------- encoder
-@final
-class SentenceEncoder:
-    """A sentence-transformers model as an `Encoder`; loaded when it is first used."""
-
-    def __init__(
-        self,
-        path_or_model: str | Path | SentenceTransformer,
-        batch_size: int = 64,
-        device: str | None = None,
-        precision: torch.dtype | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size = {batch_size!r}: expected a positive integer")
-        self.batch_size = batch_size
-        self.device = device
-        self.precision = precision
-        self._source = path_or_model
-
-    @cached_property
-    def model(self) -> SentenceTransformer:
-        """The model itself."""
-        from sentence_transformers import SentenceTransformer
-
-        model = self._source
-        if isinstance(model, str | Path):
-            if isinstance(model, Path) and not model.is_dir():
-                raise NotFound(f"{model} is no folder: give the folder of a sentence-transformers model, or a hub name")
-            model = SentenceTransformer(str(model), device=self.device)
-        tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
-        if tokenizer is not None:
-            # Some tokenizer.json files pad every text to a fixed length, which costs time and changes nothing else.
-            tokenizer.no_padding()
-        return model
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The sha256 of the weights and of what the modules after the transformer do (pooling, normalisation).
-
-        Taken from the loaded tensors, not from files: a hub name, a folder and a model in memory compare equal.
-        """
-        digests = sorted(_tensor_hash(tensor) for tensor in self.model.state_dict().values())
-        modules = [f"{type(m).__name__} {_config(m)}" for m in list(self.model.children())[1:]]
-        return hashlib.sha256("\n".join([*digests, *modules, str(self.model.max_seq_length)]).encode()).hexdigest()
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Rows [len(texts), dim] of float32 and unit length; equal texts are encoded once and get equal rows."""
-        import torch
-
-        check_texts({str(i): text for i, text in enumerate(texts)}, "texts to encode")
-        model = self.model
-        if not texts:
-            return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        autocast = torch.autocast(model.device.type, self.precision) if self.precision else contextlib.nullcontext()
-        with autocast:  # the library sorts by length and encodes in inference mode
-            encoded = model.encode(
-                _encodable(list(distinct)), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
-            )
-        vectors: np.ndarray = np.asarray(encoded, dtype=np.float32)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(lengths == 0, 1, lengths)  # bfloat16 rows are only nearly of unit length
-        return np.ascontiguousarray(vectors[[distinct[text] for text in texts]], dtype=np.float32)
-
-
-def _encodable(texts: list[str]) -> list[str]:
-    """The texts with lone surrogates, which no tokenizer takes, replaced by question marks, and counted."""
-    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-    changed = sum(a != b for a, b in zip(texts, clean, strict=True))
-    if changed:
-        logger.warning(
-            "%d of %d texts hold lone surrogates (broken Unicode); '?' stands in for them", changed, len(texts)
-        )
-    return clean
-
-
-def _tensor_hash(tensor: torch.Tensor) -> str:
-    import torch
-
-    data = tensor.detach().cpu().contiguous()
-    head = f"{data.dtype} {tuple(data.shape)} ".encode()
-    return hashlib.sha256(head + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _config(module: Any) -> str:
-    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return json.dumps(config, sort_keys=True, default=str)
-
-
-# ---------------------------------------------------------------------------------------------------------------- index
 @final
 class Dense:
     """Vectors of a corpus with a FAISS index over them; `Dense.build(documents, encoder)` makes one.

@@ -251,7 +251,7 @@ def _step(state: _State, lists: list[CandidateList], objective: Objective) -> tu
     for number, group in enumerate(_fitting(policy, lists, schedule.graph_tokens)):
         items = policy.pair_scorer.encode(group)
 
-        def loss_of(flat: Tensor, group: list[CandidateList] = group) -> Tensor:
+        def loss_of(flat: Tensor, group: list[CandidateList] = group, number: int = number) -> Tensor:
             views = policy.views(flat, group)
             batch = batch_of(group, flat.device)
             shares = [1.0] if len(views) == 1 else [1.0 - schedule.plain_weight, schedule.plain_weight]

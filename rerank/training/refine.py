@@ -199,4 +199,3 @@ def _cut(candidates: CandidateList, size: int) -> CandidateList:
 
 def _name(reward: Reward) -> str:
     return str(getattr(reward, "name", type(reward).__name__))
-

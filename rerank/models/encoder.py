@@ -1,0 +1,172 @@
+"""A bi-encoder: texts to unit vectors, for dense retrieval and the light scorer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from rerank.errors import InputError, NotFound
+from rerank.types import Encoder
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger("rerank.models")
+
+
+@final
+class SentenceEncoder:
+    """A sentence-transformers model as an `Encoder`; loaded when it is first used."""
+
+    def __init__(
+        self,
+        path_or_model: str | Path | SentenceTransformer,
+        batch_size: int = 64,
+        device: str | None = None,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size = {batch_size!r}: expected a positive integer")
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+        self._source = path_or_model
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The model itself."""
+        from sentence_transformers import SentenceTransformer
+
+        model = self._source
+        if isinstance(model, str | Path):
+            if isinstance(model, Path) and not model.is_dir():
+                raise NotFound(f"{model} is no folder: give the folder of a sentence-transformers model, or a hub name")
+            model = SentenceTransformer(str(model), device=self.device)
+        tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
+        if tokenizer is not None:
+            # Some tokenizer.json files pad every text to a fixed length, which costs time and changes nothing else.
+            tokenizer.no_padding()
+        return model
+
+    @cached_property
+    def _fast(self) -> SentenceTransformer:
+        """The model with its weights in `precision`: casting them once is faster than autocast on every batch."""
+        return self.model if self.precision is None else copy.deepcopy(self.model).to(self.precision)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the weights and of what the modules after the transformer do (pooling, normalisation).
+
+        Taken from the loaded tensors, not from files: a hub name, a folder and a model in memory compare equal.
+        """
+        digests = sorted(_tensor_hash(tensor) for tensor in self.model.state_dict().values())
+        modules = [f"{type(m).__name__} {_config(m)}" for m in list(self.model.children())[1:]]
+        return hashlib.sha256("\n".join([*digests, *modules, str(self.model.max_seq_length)]).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Nothing; writes the model as a sentence-transformers folder."""
+        self.model.save_pretrained(str(folder), create_model_card=False)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Rows [len(texts), dim] of float32 and unit length; equal texts are encoded once and get equal rows."""
+        _check_texts(texts)
+        model = self.model
+        if not texts:
+            return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        # The library sorts by length and encodes in inference mode.
+        encoded = self._fast.encode(
+            _encodable(list(distinct)), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
+        )
+        vectors: np.ndarray = np.asarray(encoded, dtype=np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors / np.where(lengths == 0, 1, lengths)  # bfloat16 rows are only nearly of unit length
+        return np.ascontiguousarray(vectors[[distinct[text] for text in texts]], dtype=np.float32)
+
+
+@final
+class VectorStore:
+    """An encoder that remembers: each distinct text is encoded once, and vectors of an index can be put in."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._row: dict[str, int] = {}
+        self._matrix = np.zeros((0, 0), dtype=np.float32)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VectorStore:
+        """The store itself: copies of a policy share it, for nothing in it is trained."""
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's."""
+        return self.encoder.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        if not self._row:
+            self.rows(["size"])
+        return int(self._matrix.shape[1])
+
+    def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Remember vectors [n, dim] that the same encoder gave elsewhere."""
+        fresh = {text: i for i, text in reversed(list(enumerate(texts))) if text not in self._row}
+        rows = np.ascontiguousarray(vectors[list(fresh.values())], dtype=np.float32)
+        start = len(self._row)
+        self._row.update((text, start + n) for n, text in enumerate(fresh))
+        self._matrix = rows if start == 0 else np.concatenate([self._matrix, rows])
+
+    def rows(self, texts: Sequence[str]) -> list[int]:
+        """The row of each text in the store; unseen texts are encoded in one go."""
+        new = sorted({text for text in texts if text not in self._row})
+        if new:
+            self.add(new, np.asarray(self.encoder.encode(new)))
+        return [self._row[text] for text in texts]
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """Vectors [n, dim] of rows."""
+        return self._matrix[np.asarray(rows, dtype=np.int64)]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors [len(texts), dim] of unit length."""
+        return self.vectors(self.rows(texts))
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {i} to encode is {text!r:.80}; texts must be strings")
+
+
+def _encodable(texts: list[str]) -> list[str]:
+    """The texts with lone surrogates, which no tokenizer takes, replaced by question marks, and counted."""
+    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    changed = sum(a != b for a, b in zip(texts, clean, strict=True))
+    if changed:
+        logger.warning(
+            "%d of %d texts hold lone surrogates (broken Unicode); '?' stands in for them", changed, len(texts)
+        )
+    return clean
+
+
+def _tensor_hash(tensor: torch.Tensor) -> str:
+    import torch
+
+    data = tensor.detach().cpu().contiguous()
+    head = f"{data.dtype} {tuple(data.shape)} ".encode()
+    return hashlib.sha256(head + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _config(module: Any) -> str:
+    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    return json.dumps(config, sort_keys=True, default=str)
