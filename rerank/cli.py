@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -249,6 +250,8 @@ def _quiet() -> None:
 
 def main() -> Any:
     """Run a command; errors raised on purpose are one message and exit status 2, others keep their traceback."""
+    # Threads that spin while they wait make small tensor operations a hundred times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not {"--help", "-h"} & set(sys.argv):
             _quiet()

@@ -59,6 +59,8 @@ def random_case(seed):
         listed = rng.sample(pool, rng.randint(1, len(pool)))
         scores[f"q{q}"] = {d: float(rng.randrange(levels)) for d in listed}
         qrels[f"q{q}"] = {d: rng.randint(-1, 3) for d in rng.sample(pool, rng.randint(1, len(pool)))}
+        # pytrec_eval itself, our oracle, does not survive a query with negative grades alone.
+        qrels[f"q{q}"][rng.choice(pool)] = rng.randint(0, 3)
     scores["unjudged"] = {"d1": 1.0}
     return Run.from_scores(scores), qrels
 
@@ -132,6 +134,12 @@ def test_averages_are_over_judged_queries_and_what_is_missing_is_counted(caplog)
     assert found.mean["RR"] == 1 / 4
     assert found.per_query["RR"] == {"answered": 1, "absent": 0, "empty": 0, "hopeless": 0}
     assert "3 of 4 judged queries" in caplog.text
+
+
+def test_queries_with_negative_grades_alone_count_zero_and_do_no_harm():
+    run = Run({f"q{i}": tuple((f"d{j}", -float(j)) for j in range(30)) for i in range(200)})
+    found = evaluate(run, {q: {"d3": -1, "d5": -2, "outside": -1} for q in run.rankings}, ORACLE)
+    assert set(found.mean.values()) == {0.0} and found.without_relevant == 200
 
 
 @pytest.mark.parametrize(

@@ -197,9 +197,10 @@ def _trec_eval(
 
     depth = measures[0].cutoff if measures[0].name == "RR" else None
     run = {q: {d: float(len(docs) - i) for i, d in enumerate(docs[:depth])} for q, docs in rankings.items()}
-    evaluator = pytrec_eval.RelevanceEvaluator(
-        {q: judged[q] for q in rankings}, {m.trec_name for m in measures}, relevance_level=measures[0].rel
-    )
+    # trec_eval gives a negative grade no gain, as it does 0; but a query with negative grades alone makes it write
+    # outside its memory (seen in pytrec_eval-terrier 0.5.11).
+    grades = {q: {d: max(g, 0) for d, g in judged[q].items()} for q in rankings}
+    evaluator = pytrec_eval.RelevanceEvaluator(grades, {m.trec_name for m in measures}, relevance_level=measures[0].rel)
     results = evaluator.evaluate(run)
     return {m: {q: values[m.trec_name.replace(".", "_")] for q, values in results.items()} for m in measures}
 

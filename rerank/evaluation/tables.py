@@ -118,9 +118,7 @@ class Table:
                     arm: {m: Cell(_number(c["mean"]), *map(_number, c["interval"])) for m, c in cells.items()}
                     for arm, cells in data["arms"].items()
                 },
-                comparisons=[
-                    Comparison(**{k: math.nan if v is None else v for k, v in c.items()}) for c in data["comparisons"]
-                ],
+                comparisons=[_comparison(c) for c in data["comparisons"]],
                 queries=data["queries"],
                 seconds=dict(data.get("seconds") or {}),
                 per_query=dict(data.get("per_query") or {}),
@@ -302,6 +300,11 @@ def _comparisons(
             against, pairs, intervals, p_values, holm(p_values), strict=True
         )
     ]
+
+
+def _comparison(data: Mapping[str, Any]) -> Comparison:
+    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items()}
+    return Comparison(**values)
 
 
 def _row(cells: Sequence[str]) -> str:

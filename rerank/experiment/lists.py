@@ -59,7 +59,7 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
             collection, held_out = hold_out(collection, data.dev, work.recipe.seed)
         train.append(Part(source, stages.lists(source, collection, f"train-{number}")))
         if held_out is not None:
-            dev += stages.lists(source, held_out, f"dev-{number}")
+            dev += stages.lists(source, held_out, f"dev-{number}", as_it_is=True)  # as the test lists are made
     if not dev:
         raise InputError("data.train has no judged set: at least one needs judgements, to select on and to refine")
     lists = Lists(train, dev, Part(data.test, stages.lists(data.test, test, "test", as_it_is=True)), test, facts)

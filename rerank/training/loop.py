@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,9 @@ class Schedule:
     learning_rate: float = 5e-5
     """Of the transformer."""
     head_learning_rate: float = 1e-3
-    """Of heads and first-stage weights."""
+    """Of heads."""
+    first_stage_learning_rate: float = 1e-2
+    """Of the few weights of the first-stage scores."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; then it falls linearly to 0."""
     weight_decay: float = 0.01
@@ -61,6 +63,8 @@ class Schedule:
     """Share of the loss on the scores without the first stage's (no effect where there is no such residual)."""
     evaluations: int = 5
     """How often the dev lists are measured, evenly spread."""
+    select: Literal["best", "last"] = "best"
+    """Which weights are handed over: the best on dev, or the last (where dev is too small to tell)."""
     graph_tokens: int = 16384
     """Tokens whose activations are kept at once; longer lists go through the gradient cache."""
     minutes: float | None = None
@@ -72,7 +76,7 @@ class Schedule:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         if self.list_size < 2:
             raise InputError("list_size must be at least 2: a list of one has nothing to order")
-        for name in ("learning_rate", "head_learning_rate", "epochs"):
+        for name in ("learning_rate", "head_learning_rate", "first_stage_learning_rate", "epochs"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
 
@@ -204,7 +208,7 @@ class _State:
             record[dev.name] = measured["served"]
             if "plain" in measured:
                 record[f"{dev.name} plain"] = measured["plain"]
-        if not dev or measured["served"] > self.best_dev:
+        if not dev or self.schedule.select == "last" or measured["served"] > self.best_dev:
             self.best_dev = measured.get("served", -1.0)
             self.best_step = self.step
             self.best = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
@@ -339,6 +343,6 @@ def _groups(policy: ScorePolicy, schedule: Schedule) -> list[dict[str, Any]]:
             schedule.head_learning_rate,
             schedule.weight_decay,
         ),
-        ([p for p in everything if id(p) in residual], schedule.head_learning_rate, 0.0),
+        ([p for p in everything if id(p) in residual], schedule.first_stage_learning_rate, 0.0),
     ]
     return [{"params": ps, "lr": rate, "weight_decay": decay} for ps, rate, decay in parts if ps]

@@ -1,0 +1,268 @@
+"""The HTML report: self-contained, safe with hostile texts, and honest about what it was not given."""
+
+import base64
+import hashlib
+import json
+import logging
+import random
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from rerank.errors import DataError, NotFound
+from rerank.evaluation import changes_json, compare, largest_changes, write_report
+from rerank.evaluation.report import curve, gains, round_axis, stages
+from rerank.types import Collection, Run
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+SECTIONS = ["answer", "table", "stages", "queries", "changes", "training", "again"]
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its tags, its text, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.open = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def ids(self):
+        return [attrs["id"] for _, attrs in self.tags if "id" in attrs]
+
+
+def run_folder(folder, queries=12, hostile="", leave_out=(), seconds=True):
+    """A run folder made the way a run makes it, from made-up runs."""
+    rng = random.Random(1)
+    ids = [f"{hostile}q{i}" for i in range(queries)]
+    qrels = {q: {f"{hostile}d{j}": int(j < 3) for j in range(20)} for q in ids}
+    runs = {
+        arm: Run.from_scores({q: {d: g + rng.gauss(0, s) for d, g in grades.items()} for q, grades in qrels.items()})
+        for arm, s in ((f"clone{hostile}", 1.5), ("refined", 0.3))
+    }
+    clone, refined = runs
+    collection = Collection(
+        {f"{hostile}d{j}": f"text {j} {hostile}" for j in range(20)}, {q: f"what is {q}" for q in ids}
+    )
+    spent = {"refined": 135.0} if seconds else None
+    table = compare(runs, qrels, ["nDCG@10", "RR@10"], [(refined, clone)], seconds=spent)
+    changes = largest_changes(runs[clone], runs[refined], qrels, collection, n=3)
+    steps = [
+        {"model": f"light{hostile}", "stage": "clone", "step": s, "loss": 1 / s, "unknown": [1], "nDCG@10": s / 50}
+        for s in range(1, 41)
+    ]
+    files = {
+        "table.json": json.dumps(table.to_json()),
+        "changes.json": json.dumps(changes_json(changes, clone, refined)),
+        "metrics.jsonl": "".join(json.dumps(s) + "\n" for s in steps),
+        "summary.json": json.dumps(
+            {
+                "title": f"A made-up run {hostile}",
+                "command": f"rerank train recipe.toml {hostile}",
+                "recipe": f"[data]\nid = 'made-up' {hostile}",
+                "versions": {"rerank": "0.1.0"},
+                "data": {f"test{hostile}": {"documents": 1200, "queries": 12, "judged": 12, "fingerprint": "9f2c"}},
+                "notes": [f"a note {hostile}"],
+                "seeds": [0, 1],
+                "seconds_total": 4000,
+            }
+        ),
+    }
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        if name not in leave_out:
+            (folder / name).write_text(content, encoding="utf-8")
+    return table
+
+
+def report_of(folder):
+    path = write_report(folder)
+    assert path == folder / "report.html" and not (folder / "report.html.partial").exists()
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_the_page_gives_the_answer_first_and_then_everything_it_rests_on(tmp_path):
+    table = run_folder(tmp_path / "run")
+    _, page = report_of(tmp_path / "run")
+    assert page.open == []
+    assert [i for i in page.ids() if i in SECTIONS] == SECTIONS
+    assert len(page.ids()) == len(set(page.ids()))
+    claim = table.verdict()[0].partition(" (")[0]
+    assert claim in page.text and page.text.index(claim) < page.text.index("The numbers")
+    for expected in ("1,200 documents", "seeds 0, 1", "1 h 6 min in all", "2 min 15 s", "9f2c", "rerank 0.1.0"):
+        assert expected in page.text
+    assert "id = 'made-up'" in page.text and "a note" in page.text
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    run_folder(tmp_path / "run")
+    text, page = report_of(tmp_path / "run")
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", text)
+    for tag, attrs in page.tags:
+        assert "src" not in attrs and attrs.get("href", "#")[0] in "#d", (tag, attrs)
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_texts_and_ids_that_look_like_markup_stay_text(tmp_path):
+    run_folder(tmp_path / "plain")
+    run_folder(tmp_path / "hostile", hostile=HOSTILE)
+    _, plain = report_of(tmp_path / "plain")
+    text, page = report_of(tmp_path / "hostile")
+    assert page.open == []
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    assert [sorted(attrs) for _, attrs in page.tags] == [sorted(attrs) for _, attrs in plain.tags]
+    assert text.count("<script>") == 1 and "alert(1)" in page.text
+
+
+def test_every_link_leads_somewhere_and_every_drawing_is_named(tmp_path):
+    run_folder(tmp_path / "run")
+    _, page = report_of(tmp_path / "run")
+    links = [a["href"][1:] for tag, a in page.tags if tag == "a"]
+    assert len(links) > 3 and set(links) <= set(page.ids())
+    assert {f"change-{i}" for i in range(3)} <= set(links)
+    for _, attrs in page.tags:
+        assert attrs.get("role") not in ("img", "group") or attrs["aria-label"]
+    assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(page.ids())
+
+
+@pytest.mark.parametrize("absent", ["changes.json", "metrics.jsonl", "summary.json"])
+def test_an_absent_file_is_named_and_the_rest_is_shown(tmp_path, absent):
+    run_folder(tmp_path / "run", leave_out=[absent])
+    _, page = report_of(tmp_path / "run")
+    gone = {"changes.json": "changes", "metrics.jsonl": "training", "summary.json": "again"}[absent]
+    assert [i for i in page.ids() if i in SECTIONS] == [s for s in SECTIONS if s != gone]
+    assert f"so not shown: {absent}." in page.text
+
+
+def test_a_table_alone_makes_a_report_titled_by_its_folder(tmp_path):
+    run_folder(tmp_path / "my run", leave_out=["changes.json", "metrics.jsonl", "summary.json"], seconds=False)
+    _, page = report_of(tmp_path / "my run")
+    assert "my run" in page.text and page.open == []
+
+
+def test_one_arm_compared_with_nothing_is_reported_as_such(tmp_path):
+    qrels = {"q1": {"a": 1}, "q2": {"a": 0}}
+    table = compare({"only": Run({"q1": (("a", 1.0),)})}, qrels, ["nDCG@10"], [])
+    (tmp_path / "table.json").write_text(json.dumps(table.to_json()))
+    _, page = report_of(tmp_path)
+    assert "only was compared with no other arm" in page.text
+    assert "Without a relevant document: 1 of the 2 judged queries" in page.text
+    assert "only has no document for 1 judged query; it counts 0" in page.text
+
+
+def test_one_query_and_a_judge_that_sees_no_difference_can_be_drawn(tmp_path):
+    qrels, same = {"q": {"a": 1}}, Run({"q": (("a", 1.0),)})
+    table = compare({"a": same, "b": same}, qrels, ["nDCG@10"], [("a", "b")])
+    (tmp_path / "table.json").write_text(json.dumps(table.to_json()))
+    _, page = report_of(tmp_path)
+    assert "a and b cannot be tested on 1 judged query" in page.text
+    assert "0 gained, 1 unchanged, 0 lost" in page.text
+
+
+def test_a_folder_without_a_table_says_what_to_do(tmp_path):
+    with pytest.raises(NotFound, match=r"table\.json does not exist.*evaluate the run first"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("table.json", "{", r"table\.json:1: this is not JSON"),
+        ("table.json", "[]", "JSON object is needed"),
+        ("table.json", "{}", "not a table"),
+        ("changes.json", '{"changes": [{"query_id": "q"}]}', r"changes\.json: these are not changes"),
+        ("metrics.jsonl", '{"step": 1}\nnonsense\n{"step": 2}\n', r"metrics\.jsonl:2: this is not JSON"),
+        ("metrics.jsonl", "3\n", r"metrics\.jsonl:1: a JSON object"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, words):
+    run_folder(tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        write_report(tmp_path / "run")
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_unfinished_last_record_of_a_killed_run_is_left_out_aloud(tmp_path, caplog):
+    run_folder(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"model": "light", "sta')
+    with caplog.at_level(logging.WARNING):
+        _, page = report_of(tmp_path / "run")
+    assert "metrics.jsonl:41: the last line is unfinished" in caplog.text
+    assert "light · clone" in page.text
+
+
+def test_a_lone_surrogate_is_shown_as_its_escape(tmp_path):
+    run_folder(tmp_path / "run", hostile="\\")
+    path = tmp_path / "run" / "summary.json"
+    path.write_text(json.dumps({"title": "broken \ud800 title"}))
+    assert "broken \\ud800 title" in report_of(tmp_path / "run")[1].text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.431, 0.462), (0, 0), (0.3, 0.3), (-2, 900), (0.12345, 0.12346), (1, 400)])
+def test_an_axis_covers_its_values_with_few_round_ticks(low, high):
+    axis = round_axis(low, high)
+    assert axis.low <= low <= high <= axis.high and 2 <= len(axis.ticks) <= 8
+    assert axis.at(axis.low) == 0 and axis.at(axis.high) == 100
+    shown = [f"{t:.{axis.places}f}" for t in axis.ticks]
+    assert len(set(shown)) == len(shown), "ticks must be told apart by what is printed"
+    assert all(float(s) == pytest.approx(t, abs=1e-9) for s, t in zip(shown, axis.ticks, strict=True))
+
+
+def test_gains_are_sorted_and_stay_inside_the_drawing():
+    drawn = gains({"a": -0.5, "b": 1.0, "c": 0.0}, {"a": 4})
+    assert [b.query_id for b in drawn.bars] == ["b", "c", "a"] and drawn.counts == (1, 1, 1)
+    assert (drawn.top, drawn.bottom) == (1.0, -0.5) and drawn.zero == pytest.approx(100 * 2 / 3, abs=0.01)
+    assert [b.change for b in drawn.bars] == [None, None, 4]
+    many = gains({f"q{i}": (i - 3000) / 6000 for i in range(6000)}, {})
+    assert len(many.bars) == 1000 and sum(many.counts) == 6000
+    for bar in (*drawn.bars, *many.bars):
+        assert -0.5 <= bar.y and bar.y + bar.height <= 100.5 and 0 <= bar.x and bar.x + bar.width <= 100.1
+    assert gains({}, {}) is None
+
+
+def test_curves_skip_what_is_not_a_number_and_thin_out_long_runs():
+    records = [{"step": s, "loss": 1.0 if s % 2 else float("nan")} for s in range(5000)]
+    drawn = curve(records, "loss", "loss")
+    assert 100 < len(drawn.points) <= 240 and drawn.last == 1.0
+    assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in drawn.points)
+    assert curve([{"step": 1, "loss": None}, {"loss": 2.0}], "loss", "loss") is None
+
+
+def test_stages_keep_their_order_and_fall_back_to_the_measure_that_was_recorded():
+    records = [
+        {"model": "a", "stage": "refine", "step": 1, "RR@10": 0.5},
+        {"model": "a", "stage": "clone", "step": 1, "loss": 0.5},
+        {"model": "a", "stage": "calibrate", "seconds": 3.0},
+    ]
+    found = stages(records, "nDCG@10")
+    assert [(title, [c.title for c in curves]) for title, curves in found] == [
+        ("a · refine", ["RR@10 on dev"]),
+        ("a · clone", ["loss"]),
+    ]
