@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rerank.data import load_collection as load_collection
     from rerank.evaluation.measures import evaluate as evaluate
+    from rerank.experiment import train as train
     from rerank.recipe import load_recipe as load_recipe
-    from rerank.recipe import train as train
     from rerank.reranker import Reranker as Reranker
     from rerank.types import CandidateList as CandidateList
     from rerank.types import Collection as Collection
@@ -35,7 +35,7 @@ _HOME = {
     "evaluate": "rerank.evaluation.measures",
     "load_collection": "rerank.data",
     "load_recipe": "rerank.recipe",
-    "train": "rerank.recipe",
+    "train": "rerank.experiment",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

@@ -222,8 +222,8 @@ def _command() -> str:
 
 
 def _next_steps(folder: Path) -> None:
-    model = next((p.parent for p in sorted((folder / "model").rglob("rerank.json"), reverse=True)), folder / "model")
-    model = next((p for p in (folder / "model" / "cross-encoder",) if p.is_dir()), model)
+    models = [path.parent for path in sorted((folder / "model").rglob("rerank.json"))]
+    model = models[0] if models else folder / "model"
     console.print(f"\nThe report:     {folder / 'report.html'}", highlight=False)
     console.print(f"The model:      {model}", highlight=False)
     console.print(f'Use it:         rerank rank {model} --query "..." --documents texts.txt', highlight=False)
@@ -234,13 +234,9 @@ def _next_steps(folder: Path) -> None:
 
 def _quiet() -> None:
     """Our messages through rich; those of the libraries below us only when they are errors."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=errors, show_path=False, show_time=False)],
-    )
-    for name in ("transformers", "sentence_transformers", "huggingface_hub", "bm25s", "faiss"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    handler = RichHandler(console=errors, show_path=False, show_time=False)
+    handler.addFilter(lambda record: record.name.startswith("rerank") or record.levelno >= logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from transformers.utils import logging as transformers_logging
 

@@ -19,6 +19,9 @@ from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Retrieval, TeacherChoice
 from rerank.types import Collection, Retriever, Reward, Teacher
 
+LIGHT_BUDGET, CPU_BUDGET, GPU_BUDGET = 1_000_000, 4096, 65536
+"""Tokens of a micro-batch: what stays in a CPU's cache, what fills a GPU; a light item costs next to nothing."""
+
 FIRST_STAGE = "first stage"
 """The feature that holds the score of the (fused) run itself."""
 
@@ -134,10 +137,11 @@ def policy_of(model: Model, encoder: VectorStore | None, features: Sequence[str]
                 raise RecipeError("a light model needs retrieval.encoder")
             scorer: Any = LightScorer(encoder, model.hidden)
             fresh = False  # it begins as cosine
-            budget = 1_000_000
+            budget = LIGHT_BUDGET
         else:
             scorer, fresh = load_cross_encoder(model.backbone, model.max_length, model.pooling, model.precision)
-            budget = 8192
+            scorer.set_dropout(model.dropout)
+            budget = CPU_BUDGET if scorer.device.type == "cpu" else GPU_BUDGET
     if model.first_stage == "off" or not features:
         return ScorePolicy(scorer, None, budget)
     initial: Mapping[str, float] = {name: 1.0 if name == FIRST_STAGE and fresh else 0.0 for name in features}

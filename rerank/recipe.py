@@ -105,6 +105,8 @@ class Model:
     max_length: int = 256
     hidden: int = 64
     """light: width of the head."""
+    dropout: float = 0.0
+    """cross-encoder: of the transformer while it learns (its random numbers cost a quarter of a CPU's time)."""
     precision: str = "auto"
     first_stage: Literal["auto", "on", "off"] = "auto"
     """Whether first-stage scores are part of the score; auto decides on the dev lists after cloning."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from rerank.types import CandidateList
 logger = logging.getLogger("rerank")
 
 
-class Ranked(NamedTuple):
+@final
+@dataclass(frozen=True)
+class Ranked:
     """One document of a ranking."""
 
     index: int

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, final
 
 if TYPE_CHECKING:
@@ -151,11 +152,17 @@ class Rollout(NamedTuple):
 class Encoder(Protocol):
     """Texts to vectors, for dense retrieval and the light scorer."""
 
-    fingerprint: str
-    """Identifies the weights; an index made with another encoder is refused."""
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights; an index made with another encoder is refused."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> Any:
         """A float32 array [len(texts), dim] with rows of unit length."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder so that it can be loaded from `folder`."""
         ...
 
 

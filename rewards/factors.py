@@ -27,7 +27,7 @@ class Factors(NamedTuple):
 
 
 def value_of(rankings: Tensor, factors: Factors, mask: Tensor) -> Tensor:
-    """Rewards [B, S] of rankings [B, S, R]; places beyond a list's length are worth nothing."""
+    """Rewards [B, S] of rankings [B, S, R]; padding, and a candidate that was ranked before, are worth nothing."""
     gain, weight, survival = factors
     depth = min(rankings.shape[-1], weight.shape[0])
     top = rankings[..., :depth]
@@ -36,10 +36,19 @@ def value_of(rankings: Tensor, factors: Factors, mask: Tensor) -> Tensor:
         return values[:, None, :].expand(-1, rankings.shape[1], -1).gather(-1, top)
 
     worth = ranked(torch.where(mask, gain, torch.zeros_like(gain))) * weight[:depth]
+    worth = worth.masked_fill(_repeated(top), 0.0)
     if survival is not None:
         reach = ranked(survival).cumprod(-1)
         worth = worth * torch.cat([torch.ones_like(reach[..., :1]), reach[..., :-1]], -1)
     return worth.sum(-1)
+
+
+def _repeated(rankings: Tensor) -> Tensor:
+    """True where a place of a ranking holds a candidate that an earlier place holds already."""
+    order = rankings.sort(dim=-1, stable=True)
+    same = torch.zeros_like(rankings, dtype=torch.bool)
+    same[..., 1:] = order.values[..., 1:] == order.values[..., :-1]
+    return torch.zeros_like(same).scatter(-1, order.indices, same)
 
 
 @final

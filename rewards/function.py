@@ -33,7 +33,8 @@ class FunctionReward:
         for b, candidates in enumerate(lists.lists):
             depth = len(candidates) if self.cutoff is None else min(self.cutoff, len(candidates))
             for i, ranking in enumerate(rankings[b, :, :depth].tolist()):
-                doc_ids = tuple(candidates.doc_ids[j] for j in ranking)
+                # A malformed ranking may repeat a candidate; it counts once, at its first place.
+                doc_ids = tuple(dict.fromkeys(candidates.doc_ids[j] for j in ranking))
                 out[b, i] = self._checked(self.function(doc_ids, candidates), candidates.query_id)
         return out
 

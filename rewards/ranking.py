@@ -56,7 +56,7 @@ def _ndcg(lists: Any, cutoff: int | None, gain: Gain, ideal: Ideal) -> Factors:
     gains = _gains(_grades(lists), gain)
     best = (gains if ideal == "candidates" else _gains(lists.pool, gain)).sort(dim=-1, descending=True).values
     weight = _discounts(_depth(lists, cutoff), gains)
-    best = best[:, : weight.shape[0]]
+    best = best[:, :cutoff]  # without a cutoff every judged document counts, however short the list
     norm = (best * _discounts(best.shape[1], gains)).sum(-1, keepdim=True)
     return Factors(gains / norm.clamp(min=1e-12), weight, None)
 
@@ -75,9 +75,11 @@ def _first_hit(lists: Any, cutoff: int | None, level: int, reciprocal: bool) -> 
 def _share(lists: Any, cutoff: int | None, level: int, of: Ideal | None) -> Factors:
     """Relevant documents in the top: divided by the reachable ones (recall) or by the cutoff (precision)."""
     relevant = _relevant(lists, level)
-    depth = _depth(lists, cutoff)
-    weight = torch.ones(depth, device=relevant.device, dtype=relevant.dtype)
-    return Factors(relevant / (_reachable(lists, level, of) if of else float(depth)), weight, None)
+    weight = torch.ones(_depth(lists, cutoff), device=relevant.device, dtype=relevant.dtype)
+    if of is not None:
+        return Factors(relevant / _reachable(lists, level, of), weight, None)
+    places = lists.mask.sum(-1, keepdim=True).clamp(min=1) if cutoff is None else cutoff
+    return Factors(relevant / places, weight, None)
 
 
 def _rbp(lists: Any, cutoff: int | None, level: int, persistence: float) -> Factors:
@@ -118,7 +120,7 @@ def recall(cutoff: int | None = 10, level: int = 1, ideal: Ideal = "candidates")
 
 
 def precision(cutoff: int | None = 10, level: int = 1) -> Factorised:
-    """Share of the first `cutoff` ranks that hold a relevant document."""
+    """Share of the first `cutoff` ranks (None: of the whole list) that hold a relevant document."""
     return Factorised(_name("P", cutoff), partial(_share, cutoff=cutoff, level=level, of=None))
 
 

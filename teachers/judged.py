@@ -35,7 +35,7 @@ class Judged:
         left_out = seen.total() - seen[""]
         if left_out:
             reasons = ", ".join(f"{n} {reason}" for reason, n in seen.items() if reason)
-            logger.warning("teacher %r left out %d of %d lists: %s", self.name, left_out, seen.total(), reasons)
+            logger.info("teacher %r left out %d of %d lists: %s", self.name, left_out, seen.total(), reasons)
 
 
 def _nothing_to_learn(candidates: CandidateList) -> str:

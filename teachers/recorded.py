@@ -52,7 +52,9 @@ class Recorded:
     def _tell(self, seen: Counter[str]) -> None:
         left_out = seen["absent"] + seen["short"]
         if any(n for what, n in seen.items() if what != "lists"):
-            logger.warning(
+            lost = left_out + seen["outside"] + seen["repeated"]
+            logger.log(
+                logging.WARNING if lost else logging.INFO,
                 "teacher %r: %d of %d lists left out (%d not recorded, %d with fewer than two recorded candidates); "
                 "%d recorded ids are no candidates, %d are repeats, %d candidates of ordered lists are unranked",
                 *(self.name, left_out, seen["lists"], seen["absent"], seen["short"]),

@@ -143,7 +143,7 @@ def write_run(run: Run, path: Path | str) -> None:
     """Nothing; writes the run so that every tool sees its ranking: scores strictly decreasing in float32.
 
     A score that is already below its predecessor in float32 is written as it is; the others become the next float32
-    below their predecessor, and are counted in a warning.
+    below their predecessor, and are counted in the log.
     """
     lines: list[str] = []
     nudged = 0
@@ -160,8 +160,10 @@ def write_run(run: Run, path: Path | str) -> None:
     if not lines:
         raise InputError(f"run {run.name!r} ranks no document; there is nothing to write")
     empty = sum(not ranking for ranking in run.rankings.values())
-    if nudged or empty:
-        log.warning("%s: %d tied scores written a little lower, %d queries without documents", path, nudged, empty)
+    if nudged:
+        log.info("%s: %d tied scores written a little lower", path, nudged)
+    if empty:
+        log.warning("%s: %d queries without documents are not in the file", path, empty)
     write_lines(lines, path)
 
 

@@ -37,7 +37,7 @@ def backward(
         with dropout_key(key_of(key, index), _device_of(scorer)):
             return scorer.logits(batch)
 
-    if sum(len(group) * len(items[group[0]]) for group in groups) <= graph_tokens:
+    if sum(map(len, items)) <= graph_tokens:
         flat = torch.cat([logits(i) for i in range(len(groups))])
         loss = loss_of(flat[back.to(flat.device)])
         loss.backward()

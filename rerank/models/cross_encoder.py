@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,12 @@ class CrossEncoderScorer(nn.Module):
     def body(self) -> list[nn.Parameter]:
         """The parameters of the transformer."""
         return list(self.model[0].parameters())
+
+    def set_dropout(self, share: float) -> None:
+        """Set every dropout of the network; it is off outside training."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = share
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PairItem]:
         """One item for each candidate of each list, in order."""
@@ -135,7 +141,7 @@ class Template(NamedTuple):
         return tuple(token for part in self.parts for token in part)
 
 
-def _template(tokenizer: object) -> Template:
+def _template(tokenizer: Any) -> Template:
     """The special tokens before, between and after a pair, read off the tokenizer's own output."""
     q, d = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("query", "document"))
     pair = tokenizer("query", "document")

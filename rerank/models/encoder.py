@@ -111,6 +111,10 @@ class VectorStore:
         """The encoder's."""
         return self.encoder.fingerprint
 
+    def save(self, folder: Path) -> None:
+        """Write the encoder, without what it remembers."""
+        self.encoder.save(folder)
+
     @property
     def dim(self) -> int:
         """Length of a vector."""

@@ -54,7 +54,8 @@ class LightScorer(nn.Module):
     def encode(self, lists: Sequence[CandidateList]) -> list[LightItem]:
         """One item for each candidate of each list, in order."""
         rows = self.store.rows([text for c in lists for text in (c.query, *c.texts)])
-        items, at = [], 0
+        items: list[LightItem] = []
+        at = 0
         for c in lists:
             items.extend(LightItem(rows[at], row) for row in rows[at + 1 : at + 1 + len(c)])
             at += 1 + len(c)

@@ -122,7 +122,7 @@ def save_policy(policy: ScorePolicy, folder: Path) -> None:
         assert isinstance(scorer, LightScorer)  # the two kinds that exist; load_policy has the same two
         settings |= {"hidden": scorer.hidden, "encoder": "encoder"}
         save_file({k: v.contiguous() for k, v in scorer.state_dict().items()}, folder / "head.safetensors")
-        scorer.store.encoder.save(folder / "encoder")
+        scorer.store.save(folder / "encoder")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf8")
 
 
@@ -144,7 +144,7 @@ def load_policy(
             )
     first_stage = settings.get("first_stage")
     weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
-    return ScorePolicy(scorer, weights, settings.get("budget", 8192)).eval()
+    return ScorePolicy(scorer, weights, settings.get("budget", 4096)).eval()
 
 
 def _settings(file: Path) -> dict[str, Any]:

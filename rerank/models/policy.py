@@ -45,7 +45,7 @@ class FirstStageWeights(nn.Module):
 class ScorePolicy(nn.Module):
     """Plackett-Luce over the scores of a `PairScorer`; implements `types.Policy` and `types.Scorer`."""
 
-    def __init__(self, scorer: nn.Module, first_stage: FirstStageWeights | None = None, budget: int = 8192) -> None:
+    def __init__(self, scorer: nn.Module, first_stage: FirstStageWeights | None = None, budget: int = 4096) -> None:
         super().__init__()
         self.scorer = scorer
         self.first_stage = first_stage

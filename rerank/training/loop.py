@@ -167,7 +167,7 @@ class _State:
         self.best_step = 0
         self.began = self.saved = time.monotonic()
         self.out_of_time = False
-        self.optimizer = torch.optim.AdamW(_groups(policy, schedule), betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(_groups(policy, schedule), betas=(0.9, 0.98), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.marks = {round(total * (i + 1) / schedule.evaluations) for i in range(schedule.evaluations)}
 
@@ -251,7 +251,8 @@ def _step(state: _State, lists: list[CandidateList], objective: Objective) -> tu
     state.set_rate()
     state.optimizer.zero_grad(set_to_none=True)
     key = key_of(context.seed, context.model, context.stage, state.step)
-    total, facts = 0.0, {}
+    total = 0.0
+    facts: dict[str, float] = {}
     for number, group in enumerate(_fitting(policy, lists, schedule.graph_tokens)):
         items = policy.pair_scorer.encode(group)
 
