@@ -119,7 +119,7 @@ def teach(
     run: Annotated[Path, typer.Option("--run", help="Candidates: a TREC run or RankLLM JSON.")],
     out: Annotated[Path, typer.Option("--out", help="Orderings (JSONL) to write or to complete.")],
     teacher: Annotated[str, typer.Option(help="recorded, scored, judged.")] = "scored",
-    recording: Annotated[list[Path], typer.Option("--recording", help="recorded: TREC run or RankLLM JSON.")] = [],  # noqa: B006
+    recording: Annotated[list[Path], typer.Option("--recording", help="recorded: TREC run or RankLLM JSON.")] = [],
     model: Annotated[str | None, typer.Option(help="scored: cross-encoder or bi-encoder, folder or hub id.")] = None,
     depth: Annotated[int | None, typer.Option(min=2, help="Order only the first candidates of the run.")] = None,
 ) -> None:

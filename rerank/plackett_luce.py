@@ -60,7 +60,7 @@ def log_prob(scores: Tensor, mask: Tensor, rankings: Tensor) -> Tensor:
 
 def top1_log_probs(scores: Tensor, mask: Tensor) -> Tensor:
     """log-probability of each candidate being ranked first, [B, N]; -inf on the padding."""
-    return filled(scores, mask).masked_fill(~mask, -torch.inf).log_softmax(-1)
+    return filled(scores, mask).masked_fill(~mask, -torch.inf).log_softmax(-1).masked_fill(~mask, -torch.inf)
 
 
 def top1_kl(scores: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
@@ -82,9 +82,10 @@ def entropy_by_rank(scores: Tensor, mask: Tensor, rankings: Tensor, cutoff: int)
     out = []
     for r in range(min(cutoff, rankings.shape[-1])):
         log_p = s.masked_fill(~left, -torch.inf).log_softmax(-1)
-        entropy = -torch.where(left, log_p.exp() * log_p, torch.zeros_like(log_p)).sum(-1)
+        log_p = torch.where(left, log_p, torch.zeros_like(log_p))  # before the product, or its gradient is 0 * inf
+        entropy = -(torch.where(left, log_p.exp(), torch.zeros_like(log_p)) * log_p).sum(-1)
         counted = (left.sum(-1) > 1).to(entropy.dtype)
-        out.append((entropy.nan_to_num() * counted).sum() / counted.sum().clamp(min=1.0))
+        out.append((entropy * counted).sum() / counted.sum().clamp(min=1.0))
         left = left.scatter(-1, rankings[..., r : r + 1], False)
     return torch.stack(out)
 

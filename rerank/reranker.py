@@ -92,7 +92,7 @@ class Reranker:
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Logits, float32 [n], of (query, document) pairs, without first-stage scores."""
-        if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+        if not _is_sequence(pairs) or not all(_is_sequence(pair) and len(pair) == 2 for pair in pairs):
             raise InputError("predict takes a sequence of (query, document) pairs")
         for i, (query, text) in enumerate(pairs):
             _check_text(query, f"the query of pair {i}")
@@ -121,7 +121,7 @@ class Reranker:
         for name in weights.names:
             if len(first_stage[name]) != n:
                 raise InputError(f"first_stage[{name!r}] has {len(first_stage[name])} scores for {n} documents")
-        return {name: tuple(float(v) for v in first_stage[name]) for name in weights.names}
+        return {name: _numbers(first_stage[name], f"first_stage[{name!r}]") for name in weights.names}
 
 
 def _texts(documents: Sequence[str | Mapping[str, Any]]) -> list[str]:
@@ -136,6 +136,17 @@ def _texts(documents: Sequence[str | Mapping[str, Any]]) -> list[str]:
         _check_text(document, f"document {i}")
         texts.append(document)
     return texts
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
+def _numbers(values: Sequence[float], what: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} must hold a number for each document (NaN where it was not found)") from None
 
 
 def _check_text(text: Any, what: str) -> None:

@@ -198,7 +198,7 @@ def _check_malformed(reward: Reward, wide: ListBatch, highest: Tensor) -> None:
     width = wide.mask.shape[1]
     again = torch.arange(width)[:, None].expand(-1, width)[None].expand(len(wide.lists), -1, -1)
     real_again = torch.where(wide.mask[:, :, None], again, torch.zeros_like(again))
-    padding_first = plackett_luce.best(wide.labels, wide.mask).flip(-1)[:, None]
+    padding_first = wide.labels.masked_fill(~wide.mask, torch.inf).argsort(-1, descending=True)[:, None]
     for rankings, what in ((real_again, "repeats a document"), (padding_first, "holds padding")):
         try:
             values = reward(rankings, wide)

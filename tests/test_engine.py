@@ -1,5 +1,7 @@
 """The engine: micro-batches, scores in any order, gradients through the cache, precision by name."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -74,7 +76,7 @@ def test_a_micro_batch_with_its_padding_fits_the_budget_or_is_a_single_item(leng
 @given(lengths=LENGTHS, budget=st.integers(1, 200))
 def test_no_item_of_a_micro_batch_is_shorter_than_any_of_a_later_one(lengths, budget):
     groups = [[lengths[i] for i in group] for group in micro_batches(lengths, budget)]
-    assert all(min(a) >= max(b) for a, b in zip(groups, groups[1:], strict=False))
+    assert all(min(a) >= max(b) for a, b in pairwise(groups))
 
 
 @given(lengths=LENGTHS, budget=st.integers(1, 200))

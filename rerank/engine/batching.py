@@ -1,6 +1,6 @@
 """Micro-batches by token budget: items of like length together, so that little of a batch is padding.
 
-An item is one (query, document) pair as its scorer encodes it; `len(item)` is its cost in tokens.
+An item is one (query, document) pair as its scorer encodes it: hashable, and `len(item)` is its cost in tokens.
 """
 
 from __future__ import annotations
@@ -45,13 +45,17 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def score_items(scorer: PairScorer, items: Sequence[Sized], budget: int) -> Tensor:
     """Logits [n] of all items in their own order, a micro-batch at a time; keeps the graph if gradients are on."""
-    groups = micro_batches([len(item) for item in items], budget)
+    # Equal items are scored once: float sums differ from place to place, and equal texts must tie.
+    place = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    distinct = list(place)
+    groups = micro_batches([len(item) for item in distinct], budget)
     if not groups:
         return torch.zeros(0)
-    parts = [scorer.logits([items[i] for i in group]) for group in groups]
+    parts = [scorer.logits([distinct[i] for i in group]) for group in groups]
     order = torch.tensor([i for group in groups for i in group], device=parts[0].device)
     flat = torch.cat(parts)
-    return torch.zeros_like(flat).index_copy(0, order, flat)
+    flat = torch.zeros_like(flat).index_copy(0, order, flat)
+    return flat[torch.tensor([place[item] for item in items], device=flat.device)]
 
 
 def padded(flat: Tensor, lists: Sequence[CandidateList]) -> Tensor:

@@ -50,7 +50,7 @@ class SentenceEncoder:
         if isinstance(model, str | Path):
             if isinstance(model, Path) and not model.is_dir():
                 raise NotFound(f"{model} is no folder: give the folder of a sentence-transformers model, or a hub name")
-            model = SentenceTransformer(str(model), device=self.device)
+            model = SentenceTransformer(str(model), device=self.device, model_kwargs={"use_safetensors": True})
         tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
         if tokenizer is not None:
             # Some tokenizer.json files pad every text to a fixed length, which costs time and changes nothing else.

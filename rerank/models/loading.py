@@ -14,11 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rerank.engine.precision import automatic_device, compute_dtype
-from rerank.errors import InputError, Mismatch, NotFound, need
+from rerank.errors import DataError, InputError, Mismatch, NotFound, need
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore
 from rerank.models.light import LightScorer
@@ -31,6 +32,8 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 SETTINGS = "rerank.json"
 FORMAT = 1
 Pooling = Literal["mean", "cls"]
+NO_PICKLE = {"use_safetensors": True}
+"""A pickled weight file (*.bin) can run code when it is read; a model that has nothing else is refused."""
 
 
 @lru_cache
@@ -62,7 +65,12 @@ def is_ranker(name: str) -> bool:
     from transformers import AutoConfig
 
     path = backbone_path(name)
-    return (Path(path) / SETTINGS).exists() or _is_cross_encoder(path, AutoConfig)
+    if (Path(path) / SETTINGS).exists():
+        return True
+    try:
+        return _is_cross_encoder(path, AutoConfig)
+    except OSError as error:
+        raise _not_loaded(name, error) from error
 
 
 def load_encoder(name: str, precision: str = "auto") -> VectorStore:
@@ -78,8 +86,14 @@ def load_cross_encoder(
     try:
         model, fresh = _sentence_transformer(path, pooling, device)
     except OSError as error:
-        raise NotFound(f"the model {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise _not_loaded(name, error) from error
+    except SafetensorError as error:
+        raise InputError(f"the model {name!r} could not be loaded, its weights are damaged: {error}") from error
     return CrossEncoderScorer(model, max_length, precision), fresh
+
+
+def _not_loaded(name: str, error: OSError) -> NotFound:
+    return NotFound(f"the model {name!r} could not be loaded: {str(error).splitlines()[0]}")
 
 
 def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tuple[Any, bool]:
@@ -89,8 +103,8 @@ def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tu
     from transformers import AutoConfig
 
     if _is_cross_encoder(path, AutoConfig):
-        return CrossEncoder(path, device=device, activation_fn=nn.Identity()), False
-    transformer = Transformer(path)
+        return CrossEncoder(path, device=device, activation_fn=nn.Identity(), model_kwargs=dict(NO_PICKLE)), False
+    transformer = Transformer(path, model_kwargs=dict(NO_PICKLE))
     dim = transformer.get_embedding_dimension()
     head = Dense(dim, 1, activation_function=nn.Identity(), module_output_name="scores")
     nn.init.zeros_(head.linear.weight)
@@ -133,7 +147,7 @@ def load_policy(
     place = backbone_path(path)
     settings = _settings(Path(place) / SETTINGS)
     if settings.get("kind") == "light":
-        scorer: nn.Module = _load_light(Path(place), settings)
+        scorer: nn.Module = _load_light(Path(place), settings, precision)
     else:
         length = max_length or settings.get("max_length", 512)
         scorer, fresh = load_cross_encoder(path, length, precision=precision, device=device)
@@ -150,7 +164,12 @@ def load_policy(
 def _settings(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
-    settings = json.loads(file.read_text(encoding="utf8"))
+    try:
+        settings = json.loads(file.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise DataError.at(file, None, f"this is not JSON ({error}): save the model anew") from error
+    if not isinstance(settings, dict):
+        raise DataError.at(file, None, f"expected a table of settings, not {type(settings).__name__}")
     if settings.get("format", FORMAT) > FORMAT:
         raise Mismatch(
             f"{file} has format {settings['format']}; this version of rerank reads up to {FORMAT}: upgrade it"
@@ -158,7 +177,13 @@ def _settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _load_light(folder: Path, settings: dict[str, Any]) -> LightScorer:
-    scorer = LightScorer(load_encoder(str(folder / settings["encoder"])), settings["hidden"])
-    scorer.load_state_dict(load_file(folder / "head.safetensors"))
+def _load_light(folder: Path, settings: dict[str, Any], precision: str) -> LightScorer:
+    scorer = LightScorer(load_encoder(str(folder / settings["encoder"]), precision), settings["hidden"])
+    head = folder / "head.safetensors"
+    try:
+        scorer.load_state_dict(load_file(head))
+    except OSError as error:
+        raise NotFound(f"the model {str(folder)!r} could not be loaded: {head} cannot be read") from error
+    except SafetensorError as error:
+        raise InputError(f"the model {str(folder)!r} could not be loaded, {head} is damaged: {error}") from error
     return scorer

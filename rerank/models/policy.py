@@ -32,9 +32,13 @@ class FirstStageWeights(nn.Module):
         self.active = active
         """Whether the residual is part of the served score; chosen on the dev lists."""
 
+    def features(self, lists: Sequence[CandidateList]) -> Tensor:
+        """First-stage scores [B, N, F], standardised within each list, 0 where padded."""
+        return features_of(lists, self.names).to(self.weight.device)
+
     def forward(self, lists: Sequence[CandidateList]) -> Tensor:
         """The residual [B, N], 0 where padded."""
-        return features_of(lists, self.names).to(self.weight.device) @ self.weight
+        return self.features(lists) @ self.weight
 
     def as_dict(self) -> dict[str, float]:
         """Retriever name -> weight."""

@@ -37,7 +37,7 @@ class Grid(NamedTuple):
 
     step: float = 0.4
     before: float = 12.0
-    """Starts this far before log of the mean first arrival: a share of e^-before of the mass lies earlier."""
+    """Starts this far before log of the mean first arrival; what lies earlier is added in closed form."""
     after: float = 3.0
     """Ends this far after the mean arrival of the K-th candidate."""
 
@@ -72,17 +72,22 @@ def expected_metric(
 
 def exposure(scores: Tensor, weight: Tensor, mask: Tensor, grid: Grid | None = None) -> Tensor:
     """E[weight[rank_d]] of each candidate, [B, N]: its expected share of attention; 0 on the padding."""
-    with torch.enable_grad():
-        gain = torch.zeros_like(scores, dtype=_working(scores)).requires_grad_()
-        total = _integral(scores.detach(), gain, weight, mask, None, grid or Grid()).sum()
-        return torch.autograd.grad(total, gain)[0].masked_fill(~mask, 0.0)
+    grid = grid or Grid()
+    wide = scores.detach().to(_working(scores))
+    shares = torch.zeros_like(wide)
+    for rows in _groups(wide, weight, mask, grid):
+        with torch.enable_grad():
+            gain = torch.zeros_like(wide[rows]).requires_grad_()
+            total = _integral(wide[rows], gain, weight, mask[rows], None, grid).sum()
+            shares[rows] = torch.autograd.grad(total, gain)[0]
+    return shares.masked_fill(~mask, 0.0)
 
 
 class _Expected(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, gain, weight, mask, survival, grid):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         wide = scores.detach().to(_working(scores))
-        values, gradients = torch.zeros_like(wide[:, 0]), torch.zeros_like(wide)
+        values, gradients = wide.new_zeros(wide.shape[0]), torch.zeros_like(wide)
         for rows in _groups(wide, weight, mask, grid):
             with torch.enable_grad():
                 s = wide[rows].requires_grad_()
@@ -139,7 +144,11 @@ def _integral(s: Tensor, gain: Tensor, weight: Tensor, mask: Tensor, survival: T
     degree = min(weight.shape[0], s.shape[1])
     counts, value = _product(torch.stack([q, p], -1), arrival[..., None], degree)
     del counts
-    return (value * weight.to(s.dtype)[: value.shape[-1]]).sum((-1, -2))
+    weight = weight.to(s.dtype)
+    # Before the first node whoever arrives is first, at a rate that falls by e^step a node: a geometric series. Without
+    # it a list whose rankings are all worth the same would have a gradient of about e^-before instead of 0.
+    early = (gain.to(s.dtype) * rate[:, 0]).sum(-1) * weight[0] * (grid.step / math.expm1(grid.step))
+    return early + (value * weight[: value.shape[-1]]).sum((-1, -2))
 
 
 def _product(a: Tensor, b: Tensor, degree: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,7 +56,7 @@ def save_checkpoint(root: Path, step: int, checkpoint: Checkpoint) -> Path:
             shutil.rmtree(target)
         os.replace(draft, target)
         _fsync(root)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         shutil.rmtree(draft, ignore_errors=True)
         raise TrainingError(
             f"the checkpoint of step {step} could not be written to {root}: {error}; earlier ones are intact. "

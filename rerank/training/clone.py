@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from rerank.errors import InputError, nearest
 from rerank.lists import ListBatch, ranks_of
 from rerank.models.policy import ScorePolicy
 from rerank.objective.imitation import LOSSES
+from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, Schedule, fit
 from rerank.types import CandidateList, Ordering
 
@@ -32,9 +33,17 @@ class Clone(Schedule):
 
     loss: str = "rank_net"
     """rank_net, list_mle, list_net, margin_mse or lambda_rank."""
+    unranked: Literal["ignore", "last"] = "ignore"
+    """Candidates that a teacher did not order: left out of its loss, or tied below all that it ordered (right for a
+    teacher that searched by itself, wrong for one that was shown only a part of the candidates)."""
+
+    fit_first_stage: bool = True
+    """Fit the weights of the first-stage scores alone before the first step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.unranked not in ("ignore", "last"):
+            raise InputError(f"unranked must be 'ignore' or 'last', not {self.unranked!r}")
         if self.loss not in LOSSES:
             raise InputError(f"loss {self.loss!r} is not known{nearest(self.loss, LOSSES)}")
 
@@ -48,15 +57,17 @@ class Clone(Schedule):
         usable = [c for c in lists if any(_orders(o, c) for o in by_query.get(c.query_id, ()))]
         if not usable:
             raise InputError(f"no teacher ordered two candidates of any of the {len(lists)} lists: nothing to clone")
-        objective = _Imitation(self.loss, by_query)
+        objective = _Imitation(self.loss, by_query, self.unranked == "last")
+        if self.fit_first_stage and policy.first_stage is not None and not context.resumable():
+            fit_first_stage(policy.first_stage, usable, objective, context.seed)
         report = fit(policy, usable, objective, objective.important, self, context)
         return {**report, "lists": len(usable), "lists_without_ordering": len(lists) - len(usable)}
 
 
 @final
 class _Imitation:
-    def __init__(self, loss: str, orderings: dict[str, list[Ordering]]) -> None:
-        self.loss, self.orderings = loss, orderings
+    def __init__(self, loss: str, orderings: dict[str, list[Ordering]], unranked_last: bool) -> None:
+        self.loss, self.orderings, self.unranked_last = loss, orderings, unranked_last
 
     def important(self, candidates: CandidateList) -> list[int]:
         """Indices in the order of the best rank that any teacher gives."""
@@ -73,6 +84,8 @@ class _Imitation:
         for i, (b, ordering) in enumerate(rows):
             candidates = batch.lists[b]
             row_ranks = _tied(ranks_of(ordering, candidates), ordering, candidates)
+            if self.unranked_last:
+                row_ranks = [min(rank, len(ordering.doc_ids) + 1.0) for rank in row_ranks]
             ranks[i, : len(candidates)] = torch.tensor(row_ranks)
             if self.loss in NEEDS_VALUES:
                 values[i, : len(candidates)] = torch.tensor(_values(ordering, candidates))

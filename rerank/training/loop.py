@@ -9,6 +9,7 @@ its policy worse on dev. Everything random is keyed, so a resumed run ends with 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,9 +77,13 @@ class Schedule:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         if self.list_size < 2:
             raise InputError("list_size must be at least 2: a list of one has nothing to order")
-        for name in ("learning_rate", "head_learning_rate", "first_stage_learning_rate", "epochs"):
+        for name in ("learning_rate", "head_learning_rate", "first_stage_learning_rate", "epochs", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
+        if self.steps is not None and self.steps < 0:
+            raise InputError(f"steps must be at least 0, not {self.steps!r}")
+        if not 0 <= self.plain_weight <= 1:
+            raise InputError(f"plain_weight is a share, from 0 to 1, not {self.plain_weight!r}")
 
     def total_steps(self, n_lists: int) -> int:
         """The number of steps for a training set of `n_lists`."""
@@ -122,6 +127,10 @@ class Context:
     log: Log = field(default_factory=Log)
     dev: Dev | None = None
 
+    def resumable(self) -> bool:
+        """Whether an interrupted attempt at this stage left a checkpoint to go on from."""
+        return self.resume and self.folder is not None and latest_checkpoint(self.folder) is not None
+
 
 Objective = Callable[[Tensor, ListBatch, int, int], tuple[Tensor, dict[str, float]]]
 """(scores [B, N], the lists, index of the view, key for draws) -> (loss of each list [B], facts for the log)."""
@@ -163,7 +172,7 @@ class _State:
         self.bad_steps = 0
         self.skipped = 0
         self.best: dict[str, Tensor] | None = None
-        self.best_dev = -1.0
+        self.best_dev = -math.inf
         self.best_step = 0
         self.began = self.saved = time.monotonic()
         self.out_of_time = False

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from rerank import plackett_luce
-from rerank.engine.batching import score_items
 from rerank.errors import InputError
 from rerank.lists import ListBatch, mask_of
 from rerank.models.policy import ScorePolicy
@@ -66,6 +65,8 @@ class Refine(Schedule):
             raise InputError(f"temperature must be greater than 0, not {self.temperature!r}")
         if self.anchor < 0:
             raise InputError(f"anchor must be at least 0, not {self.anchor!r}")
+        if self.samples < 2:
+            raise InputError(f"samples must be at least 2, not {self.samples!r}: each is compared with the others")
 
     def run(
         self, policy: ScorePolicy, lists: Sequence[CandidateList], reward: Reward, context: Context
@@ -124,7 +125,8 @@ def automatic_temperature(scores: Tensor, mask: Tensor, entropy: float, cutoff: 
         draws = plackett_luce.sample(scores / temperature, mask, 8, generator("temperature"))
         return float(plackett_luce.entropy_by_rank(scores / temperature, mask, draws, cutoff).mean())
 
-    if not lists.any() or float(scores.masked_fill(~mask, 0.0).abs().max()) == 0.0:
+    spread = scores.masked_fill(~mask, -torch.inf).amax(-1) - scores.masked_fill(~mask, torch.inf).amin(-1)
+    if not bool((spread > 0).any()):
         return 1.0
     wanted = min(entropy, 0.9 * mean_entropy(1e6))
     low, high = 0.01, 100.0
@@ -136,23 +138,22 @@ def automatic_temperature(scores: Tensor, mask: Tensor, entropy: float, cutoff: 
 
 @final
 class _Reference:
-    """The policy as it was before the stage; its logits are kept, so each candidate costs one forward pass."""
+    """The policy as it was before the stage.
+
+    Only the last answer is kept: float sums differ with a batch's company, so scores kept from earlier steps would
+    depend on which steps there were, and a resumed run would not end with the same bits.
+    """
 
     def __init__(self, policy: ScorePolicy) -> None:
         self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
-        self._logits: dict[tuple[str, str], float] = {}
+        self._last: tuple[Sequence[CandidateList], Tensor] | None = None
 
     @torch.no_grad()
     def views(self, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [V, B, N]."""
-        keys = [(c.query_id, d) for c in lists for d in c.doc_ids]
-        new = [i for i, key in enumerate(keys) if key not in self._logits]
-        if new:
-            items = self.policy.pair_scorer.encode(lists)
-            fresh = score_items(self.policy.pair_scorer, [items[i] for i in new], self.policy.budget)
-            self._logits.update(zip((keys[i] for i in new), fresh.tolist(), strict=True))
-        device = next(self.policy.parameters()).device
-        return self.policy.views(torch.tensor([self._logits[key] for key in keys], device=device), lists)
+        if self._last is None or self._last[0] is not lists:
+            self._last = (lists, self.policy.all_views(lists))
+        return self._last[1]
 
 
 @final
