@@ -7,6 +7,8 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,7 +63,8 @@ def quickstart(
         if '"' in str(code) or "\\" in str(code.as_posix()):
             raise InputError(f"--code {code}: a path with quotes or backslashes cannot be written into a recipe")
         text = text.replace('"code#', f'"code:{code.resolve().as_posix()}#')
-    carry_out(parse_recipe(text, Path.cwd(), "quickstart"), out, resume, console, _command())
+    with _interruptible():
+        carry_out(parse_recipe(text, Path.cwd(), "quickstart"), out, resume, console, _command())
     _next_steps(out)
 
 
@@ -75,9 +78,10 @@ def train(
     from rerank.experiment import train as carry_out
     from rerank.recipe import load_recipe
 
-    loaded = load_recipe(recipe)
-    folder = out or Path("runs") / loaded.name
-    carry_out(loaded, folder, resume, console, _command())
+    with _interruptible():
+        loaded = load_recipe(recipe)
+        folder = out or Path("runs") / loaded.name
+        carry_out(loaded, folder, resume, console, _command())
     _next_steps(folder)
 
 
@@ -211,6 +215,16 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
     console.print(f"{write_report(folder)}")
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block with the way to go on, and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("\ninterrupted; what was finished is kept: run the same command again with --resume")
+        raise typer.Exit(130) from None
+
+
 def _names(paths: list[Path]) -> list[str]:
     """A short name for each run: its stem, or its path where stems repeat."""
     stems = [path.name.removesuffix(".gz").removesuffix(".trec") for path in paths]
@@ -255,9 +269,6 @@ def main() -> Any:
     except RerankError as error:
         errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         return sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("\ninterrupted; what was finished is kept, go on with --resume")
-        return sys.exit(130)
 
 
 def _escaped(text: str) -> str:

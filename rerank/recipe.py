@@ -145,6 +145,12 @@ class Recipe:
     """The recipe as written (set by `load_recipe`)."""
 
     def __post_init__(self) -> None:
+        for where, depth in (
+            ("retrieval.depth", self.retrieval.depth),
+            *(("models.depth", m.depth) for m in self.models),
+        ):
+            if depth is not None and depth < 1:
+                raise RecipeError(f"{where} = {depth} must be at least 1")
         names = [model.name for model in self.models]
         if len(set(names)) != len(names):
             raise RecipeError(f"[[models]]: {len(names)} models need different names, got {names}; set name = ...")
@@ -166,7 +172,9 @@ class Recipe:
         refine = self.refine_of(model)
         shared = {f.name: getattr(refine, f.name) for f in fields(Schedule)}
         shared = {name: value for name, value in shared.items() if value is not None}
-        return _build(Clone, {**shared, "loss": "lambda_rank", **self.control, **model.control}, "control")
+        # The control starts exactly where refinement starts: from the clone, with the weights it has.
+        shared |= {"loss": "lambda_rank", "fit_first_stage": False}
+        return _build(Clone, {**shared, **self.control, **model.control}, "control")
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -174,7 +182,11 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise NotFound(f"there is no recipe {path}")
-    return parse_recipe(path.read_text(encoding="utf8"), path.parent, str(path))
+    try:
+        text = path.read_text(encoding="utf8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8") from None
+    return parse_recipe(text, path.parent, str(path))
 
 
 def parse_recipe(text: str, base: Path, where: str = "recipe") -> Recipe:

@@ -283,7 +283,6 @@ def test_every_command_explains_itself(command):
     assert "Usage" in run(*filter(None, [command]), "--help")
 
 
-@pytest.mark.xfail(reason="typer ends the program itself before main() can say it", strict=True)
 def test_an_interruption_is_status_130_and_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     def interrupted(*arguments):
         raise KeyboardInterrupt

@@ -509,7 +509,7 @@ def test_a_killed_stage_ends_with_the_same_bits_as_one_that_was_not(
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert not (tmp_path / "b").exists(), "a finished stage leaves no checkpoint"
-    assert wanted["best_step"] > 0
+    assert wanted["best_step"] > 0 or "first-stage" in kind  # there the fit before the first step may be the best
     assert not all(torch.equal(value, policy.state_dict()[name]) for name, value in whole.state_dict().items())
 
 

@@ -125,8 +125,8 @@ class _Trainer:
             f"{facts['lists']} lists, {facts['seconds']:.0f} s"
         )
         if facts["best_step"] == 0:
-            given = "the first stage" if stage == CLONE else "the clone"
-            self.work.note(f"{name}: no step beat {given} on the dev lists, so {given} itself is handed over")
+            given = "the first stage with fitted weights" if stage == CLONE else "the clone"
+            self.work.note(f"{name}: no step beat {given} on the dev lists, so that itself is handed over")
         for key, text in (
             ("lists_without_headroom", "lists have nothing to gain and were dropped"),
             ("lists_without_ordering", "lists were not ordered by the teacher and were left out"),

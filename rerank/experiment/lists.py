@@ -46,12 +46,16 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
     data = work.recipe.data
     stages = _FirstStages(work, encoder)
     test = _collection(data.test, work.recipe.base)
+    sources = [(source, _collection(source, work.recipe.base)) for source in data.train]
+    if encoder is not None:
+        # A vector depends in its last bits on what was encoded with it: one call for all queries, in one order, gives a
+        # resumed run the same vectors.
+        encoder.rows(sorted({text for c in (test, *(c for _, c in sources)) for text in c.queries.values()}))
     if not test.qrels:
         raise InputError(f"data.test ({test.name}) has no judgements: there is nothing to report")
     facts = {"test": _facts(test)}
     train, dev = [], []
-    for number, source in enumerate(data.train, start=1):
-        collection = _collection(source, work.recipe.base)
+    for number, (source, collection) in enumerate(sources, start=1):
         check_disjoint(collection, test)
         facts[f"train {number}" if len(data.train) > 1 else "train"] = _facts(collection)
         held_out = None
@@ -63,6 +67,9 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
     if not dev:
         raise InputError("data.train has no judged set: at least one needs judgements, to select on and to refine")
     lists = Lists(train, dev, Part(data.test, stages.lists(data.test, test, "test", as_it_is=True)), test, facts)
+    if encoder is not None and any(model.kind == "light" for model in work.recipe.models):
+        every = [c for part in (*train, lists.test) for c in part.lists] + dev
+        encoder.rows(sorted({text for c in every for text in c.texts}))
     n, judged = sum(len(part.lists) for part in train), len(lists.judged())
     work.log.say(
         f"{n} lists to clone, {judged} of them judged; {len(dev)} for dev, {len(lists.test.lists)} for the test"
@@ -98,16 +105,18 @@ class _FirstStages:
     def lists(self, source: Source, collection: Collection, name: str, as_it_is: bool = False) -> list[CandidateList]:
         """Candidate lists with all features; `as_it_is` keeps a stored run's candidates to that run alone."""
         folder = self.work.out / "first_stage" / name
+        retrievers = self._retrievers(collection)  # also for a stored first stage: the index holds the vectors
         if self.work.resume and (folder / "first_stage.json").exists():
             found = FirstStage.load(folder)
         else:
-            found = self._retrieve(source, collection, as_it_is)
+            found = self._retrieve(source, collection, retrievers, as_it_is)
             found.save(folder)
         return candidate_lists(collection, found.run, {FIRST_STAGE: found.run, **found.features})
 
-    def _retrieve(self, source: Source, collection: Collection, as_it_is: bool) -> FirstStage:
+    def _retrieve(
+        self, source: Source, collection: Collection, retrievers: list[Retriever], as_it_is: bool
+    ) -> FirstStage:
         settings = self.work.recipe.retrieval
-        retrievers = self._retrievers(collection)
         if source.run is None:
             fusion = settings.fusion if len(retrievers) > 1 else None
             weights = dict(settings.weights) or None

@@ -17,7 +17,7 @@ from rerank.data import write_run
 from rerank.evaluation.changes import changes_json, largest_changes
 from rerank.evaluation.report import write_report
 from rerank.evaluation.tables import Table, compare
-from rerank.experiment.arms import REFINED, arm_name, train_arms
+from rerank.experiment.arms import CLONE, LABELS, REFINED, arm_name, train_arms
 from rerank.experiment.lists import Lists, prepare
 from rerank.experiment.teaching import teach
 from rerank.experiment.workspace import Workspace, claim, locked, write_json
@@ -93,6 +93,9 @@ def _conclude(
     write_report(out)
     if work.log.console is not None:
         work.log.console.print(table.to_rich())
+        for arm, meaning in legend(recipe).items():
+            work.log.say(f"  {arm}: {meaning}")
+        work.log.say("")
         for sentence in table.verdict():
             work.log.say(f"  {sentence}")
     return table
@@ -105,10 +108,25 @@ def _summary(work: Workspace, lists: Lists, command: str) -> dict[str, Any]:
         "recipe": work.recipe.text,
         "versions": versions(),
         "data": lists.facts,
+        "legend": legend(work.recipe),
         "notes": work.notes,
         "seeds": [work.recipe.seed],
         "seconds": work.seconds,
         "seconds_total": round(time.monotonic() - work.log.began, 1),
+    }
+
+
+def legend(recipe: Recipe) -> dict[str, str]:
+    """Arm -> what it is."""
+    several = "" if len(recipe.models) == 1 else "MODEL "
+    refine, control = recipe.refine_of(recipe.models[0]), recipe.control_of(recipe.models[0])
+    return {
+        FIRST_STAGE: "the candidates in the order in which they were retrieved",
+        "teacher": f"whose orderings are cloned ({recipe.teacher.kind})",
+        f"{several}{CLONE}": "learned from the teacher's orderings alone",
+        f"{several}{LABELS}": f"the control: the clone, then the same labels and steps through {control.loss}",
+        f"{several}{REFINED}": f"the clone, then {refine.reward} by reinforcement learning",
+        f"{several}{REFINED} alone": "the refined model without first-stage scores, as it is exported",
     }
 
 

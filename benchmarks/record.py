@@ -1,0 +1,61 @@
+"""Keep the result of a run: `python benchmarks/record.py runs/trec-dl` writes benchmarks/results/trec-dl.json.
+
+What is kept: the table without its per-query values, the notes, data fingerprints, versions, hardware, commit, command.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> dict[str, str]:
+    """Processor and memory, as far as the system tells."""
+    found = {"machine": platform.machine()}
+    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+    if cpuinfo.exists():
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf8").splitlines()]
+        found["processor"] = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
+        found["cores"] = str(sum(key.strip() == "processor" for key, _, _ in lines))
+        flags = next((value.split() for key, _, value in lines if key.strip() == "flags"), [])
+        found["bfloat16"] = "native" if {"avx512_bf16", "amx_bf16"} & set(flags) else "none"
+    if meminfo.exists():
+        found["memory"] = meminfo.read_text(encoding="utf8").splitlines()[0].partition(":")[2].strip()
+    return found
+
+
+def commit() -> str:
+    """The commit of this checkout, with `+` where files differ from it."""
+    run = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*run, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def record(folder: Path) -> Path:
+    """The file written for the run in `folder`."""
+    table = json.loads((folder / "table.json").read_text(encoding="utf8"))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf8"))
+    table.pop("per_query")
+    kept = {
+        key: summary[key]
+        for key in ("command", "recipe", "notes", "seeds", "versions", "data", "seconds", "seconds_total")
+    }
+    today = datetime.now(timezone.utc).date().isoformat()
+    content = {"date": today, "commit": commit(), "hardware": hardware(), **kept, "table": table}
+    path = RESULTS / f"{summary['title']}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python benchmarks/record.py RUN_FOLDER ...")
+    for name in sys.argv[1:]:
+        print(record(Path(name)))
