@@ -5,7 +5,8 @@ tokens, batches, precision and training are ours. Query and document are tokeniz
 
     [CLS] query [SEP] document [SEP]        (whatever the tokenizer's own template is)
 
-A document never cuts the query: only the document is truncated, unless the query alone fills the window. Special
+A document never cuts the query: only the document is truncated, unless the query leaves less than a quarter of the
+window, which a document has for itself. Special
 tokens inside user text are split into plain pieces, so a text cannot forge structure.
 """
 
@@ -63,6 +64,7 @@ class CrossEncoderScorer(nn.Module):
         self.max_length = _checked_length(max_length, model.max_seq_length, len(self.template.flat))
         self.precision = precision
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._told_of_cuts = False
 
     @property
     def device(self) -> torch.device:
@@ -89,9 +91,16 @@ class CrossEncoderScorer(nn.Module):
         n_special = len(self.template.flat)
         room = self.max_length - n_special
         items = []
+        cut = 0
         for query, document in pairs:
-            q = self._ids[query][:room]
-            items.append(PairItem(q, self._ids[document][: room - len(q)], n_special))
+            q, d = self._ids[query], self._ids[document]
+            longest = room - min(len(d), room // 4)
+            cut += len(q) > longest
+            q = q[:longest]
+            items.append(PairItem(q, d[: room - len(q)], n_special))
+        if cut and not self._told_of_cuts:
+            logger.warning("in %d pairs the query fills the window of %d tokens and is cut", cut, self.max_length)
+            self._told_of_cuts = True
         return items
 
     def _tokenize(self, texts: set[str]) -> None:

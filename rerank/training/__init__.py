@@ -1,1 +1,8 @@
 """The stages: clone a teacher's orderings, refine against a reward; one loop, kill-safe, selected on dev lists."""
+
+from rerank.training.clone import Clone
+from rerank.training.log import Log
+from rerank.training.loop import Context, Dev
+from rerank.training.refine import Refine
+
+__all__ = ["Clone", "Context", "Dev", "Log", "Refine"]
