@@ -110,6 +110,8 @@ class Model:
     precision: str = "auto"
     first_stage: Literal["auto", "on", "off"] = "auto"
     """Whether first-stage scores are part of the score; auto decides on the dev lists after cloning."""
+    dev_lists: int | None = None
+    """Use only this many dev lists, where measuring all would take longer than learning."""
     depth: int | None = None
     """Candidates that are reranked; the rest keep their first-stage order below them."""
     clone: Mapping[str, Any] = field(default_factory=dict)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(2)
+settings.register_profile("rerank", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("rerank")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

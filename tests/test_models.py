@@ -243,8 +243,8 @@ def test_a_long_document_never_cuts_the_query(length, tiny_bert):
     scorer, _ = load_cross_encoder(str(tiny_bert), max_length=24, device="cpu")
     (item,) = scorer.encode_pairs([("q" * length, "d " * 500)])
     whole = scorer.tokenizer("q" * length, add_special_tokens=False)["input_ids"]
-    assert list(item.query) == whole[:21]
-    assert len(item.document) == max(0, 21 - length)
+    assert list(item.query) == whole[: 21 - 21 // 4], "a quarter of the window is the document's"
+    assert len(item.document) == max(21 // 4, 21 - length)
     assert len(item) == 24
 
 

@@ -76,7 +76,8 @@ class _Trainer:
         self.seconds: dict[str, float] = {}
         reward = work.recipe.refine_of(model).reward
         measure = reward if ":" not in reward else work.recipe.evaluation.measures[0]
-        self.dev = Dev([_cut(c, model.depth) for c in lists.dev], dev_reward(measure), measure)
+        self.start: dict[str, float] | None = None
+        self.dev = Dev([_cut(c, model.depth) for c in lists.dev[: model.dev_lists]], dev_reward(measure), measure)
 
     def arm(self, policy: ScorePolicy, stage: str, learn: Callable[[Context], dict[str, Any]]) -> None:
         """Train one arm in place (or load it where an interrupted run had finished it) and rank the test lists."""
@@ -97,6 +98,8 @@ class _Trainer:
             if policy.first_stage is not None:
                 policy.first_stage.active = facts["first_stage"]
             self.work.log.say(f"{name}: taken from {folder}")
+        if stage == CLONE:
+            self.start = _views_after(policy, facts["dev_views"])
         self.seconds[name] = facts["seconds"]
         self._rank(policy, name)
 
@@ -104,14 +107,13 @@ class _Trainer:
         work = self.work
         name = self.model.name or "model"
         folder = work.out / "arms" / f"{name}-{stage}-unfinished"
-        return Context(stage, name, work.recipe.seed, folder, work.resume, work.log, self.dev)
+        return Context(stage, name, work.recipe.seed, folder, work.resume, work.log, self.dev, self.start)
 
     def _choose_view(self, policy: ScorePolicy, facts: dict[str, Any]) -> None:
         """Switch the first-stage residual off where the plain scores rank the dev lists better."""
         if policy.first_stage is None or self.model.first_stage != "auto":
             return
-        measured = self.dev.measure(policy)
-        facts["dev_views"] = measured
+        measured = facts["dev_views"]
         policy.first_stage.active = measured["served"] >= measured["plain"]
         word = "on" if policy.first_stage.active else "off"
         self.work.note(
@@ -152,6 +154,13 @@ class _Trainer:
         """The questions that the table answers about this model, the main one of each arm first."""
         clone, refined, labels = (arm_name(self.model, stage) for stage in (CLONE, REFINED, LABELS))
         return [(refined, labels), (refined, clone), (labels, clone), (clone, "first stage"), (refined, "first stage")]
+
+
+def _views_after(policy: ScorePolicy, measured: Mapping[str, float]) -> dict[str, float]:
+    """What dev measures of the policy as it stands, from the views of the stage before."""
+    if policy.first_stage is not None and not policy.first_stage.active:
+        return {"served": measured.get("plain", measured["served"])}
+    return dict(measured)
 
 
 def _with_view(facts: Mapping[str, Any], policy: ScorePolicy) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -66,7 +66,7 @@ class Schedule:
     """How often the dev lists are measured, evenly spread."""
     select: Literal["best", "last"] = "best"
     """Which weights are handed over: the best on dev, or the last (where dev is too small to tell)."""
-    graph_tokens: int = 16384
+    graph_tokens: int = 8192
     """Tokens whose activations are kept at once; longer lists go through the gradient cache."""
     minutes: float | None = None
     """Ends the stage at the first evaluation after this long; such a run is not repeatable to the bit."""
@@ -126,6 +126,8 @@ class Context:
     resume: bool = False
     log: Log = field(default_factory=Log)
     dev: Dev | None = None
+    start: Mapping[str, float] | None = None
+    """What `dev` measures of the weights that the stage starts from, where that is known."""
 
     def resumable(self) -> bool:
         """Whether an interrupted attempt at this stage left a checkpoint to go on from."""
@@ -172,7 +174,8 @@ class _State:
         self.bad_steps = 0
         self.skipped = 0
         self.best: dict[str, Tensor] | None = None
-        self.best_dev = -math.inf
+        self.best_views: dict[str, float] = {}
+        """What dev measured of the best weights so far, view by view."""
         self.best_step = 0
         self.began = self.saved = time.monotonic()
         self.out_of_time = False
@@ -180,16 +183,20 @@ class _State:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.marks = {round(total * (i + 1) / schedule.evaluations) for i in range(schedule.evaluations)}
 
+    @property
+    def best_dev(self) -> float:
+        return self.best_views.get("served", -math.inf)
+
     def begin(self) -> None:
         found = latest_checkpoint(self.context.folder) if self.context.resume and self.context.folder else None
         if found is None:
-            self.evaluate({})
+            self.evaluate({}, self.context.start)
             return
         self.policy.load_state_dict(found.tensors["weights"])
         restore_optimizer(self.optimizer, found.tensors["optimizer"])
         self.best = dict(found.tensors["best"]) if "best" in found.tensors else None
         state = found.state
-        self.step, self.best_dev, self.best_step = state["step"], state["best_dev"], state["best_step"]
+        self.step, self.best_views, self.best_step = state["step"], state["best_views"], state["best_step"]
         self.skipped = state["skipped"]
         self.context.log.say(f"{self.context.model}: {self.context.stage} goes on at step {self.step} of {self.total}")
 
@@ -210,15 +217,15 @@ class _State:
         dev = f"dev {self.context.dev.name} {self.best_dev:.3f}  " if self.context.dev else ""
         self.context.log.advance(self.step, f"loss {loss:.3f}  {dev}{pairs_per_second:.0f} pairs/s")
 
-    def evaluate(self, record: dict[str, float]) -> None:
+    def evaluate(self, record: dict[str, float], known: Mapping[str, float] | None = None) -> None:
         dev = self.context.dev
-        measured = dev.measure(self.policy) if dev else {}
+        measured: Mapping[str, float] = {} if not dev else known if known is not None else dev.measure(self.policy)
         if dev:
             record[dev.name] = measured["served"]
             if "plain" in measured:
                 record[f"{dev.name} plain"] = measured["plain"]
         if not dev or self.schedule.select == "last" or measured["served"] > self.best_dev:
-            self.best_dev = measured.get("served", -1.0)
+            self.best_views = dict(measured)
             self.best_step = self.step
             self.best = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
         self.context.log.record(**self._names(), **record)
@@ -232,7 +239,7 @@ class _State:
         tensors = {"weights": self.policy.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.best is not None:
             tensors["best"] = self.best
-        state = {"step": self.step, "best_dev": self.best_dev, "best_step": self.best_step, "skipped": self.skipped}
+        state = {"step": self.step, "best_views": self.best_views, "best_step": self.best_step, "skipped": self.skipped}
         save_checkpoint(self.context.folder, self.step, Checkpoint(tensors, state))
         self.saved = time.monotonic()
 
@@ -246,6 +253,7 @@ class _State:
             "steps": self.step,
             "best_step": self.best_step,
             "dev": self.best_dev if self.context.dev else None,
+            "dev_views": self.best_views,
             "skipped_steps": self.skipped,
         }
 
