@@ -611,3 +611,19 @@ def test_a_refine_setting_out_of_range_is_named(name, value):
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(InputError, match=r"loss 'ranknet' is not known; did you mean 'rank_net'\?"):
         Clone(loss="ranknet")
+
+
+@pytest.mark.parametrize(("unranked_last", "pushed_down"), [(False, False), (True, True)])
+def test_candidates_that_a_teacher_left_out_are_ignored_or_tied_below_all_others(unranked_last, pushed_down):
+    from rerank.lists import batch_of
+    from rerank.training.clone import _Imitation
+
+    candidates = CandidateList("q", "query", ("a", "b", "c", "d"), ("ta", "tb", "tc", "td"))
+    objective = _Imitation("rank_net", {"q": [Ordering("q", ("c", "a"), "teacher")]}, unranked_last)
+    scores = torch.zeros(1, 4, requires_grad=True)
+    losses, _ = objective(scores, batch_of([candidates]), 0, 0)
+    losses.sum().backward()
+    a, b, c, d = scores.grad[0].tolist()
+    assert c < 0 and c < a, "what the teacher ranks first rises"
+    assert (b > 0) == pushed_down and (d > 0) == pushed_down
+    assert b == d, "what the teacher left out is tied"

@@ -1,0 +1,70 @@
+"""What README.md shows must be true: its Python compiles and imports, its recipe parses, its commands exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_every_name_that_the_readme_imports_exists(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert getattr(module, alias.name)
+
+
+def test_the_recipe_of_the_readme_is_a_recipe(tmp_path):
+    from rerank.recipe import parse_recipe
+
+    (text,) = blocks("toml")
+    recipe = parse_recipe(text, tmp_path)
+    assert recipe.name == "my-search"
+    assert len([line for line in text.splitlines() if line.strip()]) < 30
+
+
+def test_the_teacher_of_the_readme_keeps_the_contract():
+    from rerank.testing import check_teacher
+
+    code = next(code for code in blocks("python") if "class Shortest" in code)
+    names: dict = {}
+    exec(code, names)
+    check_teacher(names["Shortest"]())
+
+
+def test_the_reward_of_the_readme_keeps_the_contract():
+    from rerank.rewards import FunctionReward
+    from rerank.testing import check_reward
+
+    code = next(code for code in blocks("python") if "def short_first" in code)
+    names: dict = {}
+    exec(code, names)
+    check_reward(FunctionReward(names["short_first"]), bounds=(0.0, 1.0), follows_grades=False)
+
+
+def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme():
+    from rerank.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    named = set(re.findall(r"^\| `rerank (\w+)", README, flags=re.MULTILINE))
+    assert named == known
+
+
+def test_every_folder_of_the_map_exists():
+    root = Path(__file__).parents[1]
+    tree = re.search(r"## What is where\n(.*?)\n## ", README, flags=re.DOTALL).group(1)
+    names = re.findall(r"(?<![\w.])(\w+(?:/|\.py))(?=[\s]|$)", tree)
+    assert len(names) > 20
+    for name in names:
+        assert (root / name).exists() or (root / "rerank" / name).exists(), name
