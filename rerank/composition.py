@@ -98,8 +98,8 @@ def _dense(settings: Retrieval, collection: Collection, encoder: VectorStore, ca
     return dense
 
 
-def teachers_of(choice: TeacherChoice, recordings: Sequence[Path]) -> list[Teacher]:
-    """The teachers of one source; `recordings` are the recorded orderings it names."""
+def teachers_of(choice: TeacherChoice, recordings: Sequence[Path], retrievers: Sequence[str] = ()) -> list[Teacher]:
+    """The teachers of one source; `recordings` are the recorded orderings it names, `retrievers` what `fused` fuses."""
     from rerank.teachers import Fused, Judged, Recorded, Scored
 
     if choice.kind == "recorded":
@@ -110,7 +110,7 @@ def teachers_of(choice: TeacherChoice, recordings: Sequence[Path]) -> list[Teach
         if choice.model is None:
             raise RecipeError("teacher.kind = 'scored' needs teacher.model: a cross-encoder or bi-encoder")
         return [Scored(_scorer(choice.model), choice.model)]
-    return [Fused(dict(choice.weights) or {"bm25": 1.0, "dense": 1.0})]
+    return [Fused(dict(choice.weights) or dict.fromkeys(retrievers, 1.0) or None)]
 
 
 def judged_teacher() -> Teacher:

@@ -26,7 +26,8 @@ def teach(work: Workspace, lists: Lists) -> tuple[list[Ordering], dict[str, Run]
 
 
 def _teachers(work: Workspace, part: Part) -> list[Teacher]:
-    return teachers_of(work.recipe.teacher, [work.recipe.base / path for path in part.source.teachers])
+    recordings = [work.recipe.base / path for path in part.source.teachers]
+    return teachers_of(work.recipe.teacher, recordings, work.recipe.retrieval.retrievers)
 
 
 def _asked(work: Workspace, teacher: Teacher, part: Part) -> list[Ordering]:
