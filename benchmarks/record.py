@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -47,6 +48,7 @@ def record(folder: Path) -> Path:
         key: summary[key]
         for key in ("command", "recipe", "notes", "seeds", "versions", "data", "seconds", "seconds_total")
     }
+    kept["command"] = re.sub(r" --out \S+", "", kept["command"])  # a folder of one machine says nothing to another
     today = datetime.now(timezone.utc).date().isoformat()
     content = {"date": today, "commit": commit(), "hardware": hardware(), **kept, "table": table}
     path = RESULTS / f"{summary['title']}.json"

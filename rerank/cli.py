@@ -139,7 +139,13 @@ def teach(
         raise InputError("--teacher recorded needs --recording: the TREC runs or RankLLM files to take orderings from")
     lists = candidate_lists(load_collection(collection), read_run(run), depth=depth)
     choice = TeacherChoice(kind=teacher, model=model)  # type: ignore[arg-type]
+    if out.resolve() == run.resolve():
+        raise InputError(f"--out {out} is the run itself; orderings need a file of their own")
+    if teacher == "scored" and model is None:
+        raise InputError("--teacher scored needs --model: a cross-encoder or bi-encoder, by folder or hub id")
     count = sum(1 for one in teachers_of(choice, recording) for _ in Remembered(one, out)(lists))
+    if count == 0:
+        raise InputError(f"the teacher {teacher!r} ordered none of the {len(lists)} lists; nothing was written")
     console.print(f"{count} orderings of {len(lists)} lists: {out}")
 
 
@@ -162,6 +168,8 @@ def evaluate(
     from rerank.evaluation.tables import compare
     from rerank.experiment.workspace import write_json
 
+    if len({path.resolve() for path in runs}) < len(runs):
+        raise InputError(f"a run is given twice: {', '.join(map(str, runs))}")
     names = _names(runs)
     read = {name: read_run(path, name) for name, path in zip(names, runs, strict=True)}
     table = compare(read, read_qrels(qrels), measure, [(name, names[0]) for name in names[1:]])
@@ -197,7 +205,12 @@ def rank(
     """
     from rerank.experiment.reranking import rank_texts, rerank_run
 
+    one, whole = (query, documents), (collection, run, out)
+    if any(part is not None for part in one) and any(part is not None for part in whole):
+        raise InputError("--query and --documents rank one query; --collection, --run and --out a run: not both")
     if query is not None and documents is not None:
+        if not query.strip():
+            raise InputError("--query is empty; give the words to rank for")
         for hit in rank_texts(model, query, documents, top_k):
             console.print(f"{hit.score:9.3f}  {hit.text}", highlight=False, soft_wrap=True, markup=False)
     elif collection is not None and run is not None and out is not None:
@@ -266,7 +279,8 @@ def main() -> Any:
         if not {"--help", "-h"} & set(sys.argv):
             _quiet()
         return app()
-    except RerankError as error:
+    except (RerankError, OSError) as error:
+        # OSError: no room, no permission, no such folder; the system's own message names the path.
         errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         return sys.exit(2)
 

@@ -16,7 +16,7 @@ from rerank.evaluation.measures import parse_measure
 from rerank.models.encoder import VectorStore
 from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
-from rerank.recipe import Model, Retrieval, TeacherChoice
+from rerank.recipe import Model, Recipe, Retrieval, TeacherChoice
 from rerank.types import Collection, Retriever, Reward, Teacher
 
 LIGHT_BUDGET, CPU_BUDGET, GPU_BUDGET = 1_000_000, 4096, 65536
@@ -57,8 +57,9 @@ def _function(name: str) -> Callable[..., float]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"the function {name!r} cannot be imported from {os.getcwd()}: {error}") from error
+    except Exception as error:  # a user's module may fail in any way; the cause is chained
+        kind = type(error).__name__
+        raise InputError(f"the function {name!r} cannot be imported from {os.getcwd()}: {kind}: {error}") from error
     if not callable(found):
         raise InputError(f"{name!r} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
@@ -96,6 +97,33 @@ def _dense(settings: Retrieval, collection: Collection, encoder: VectorStore, ca
     else:
         encoder.add(list(collection.documents.values()), dense.vectors(list(collection.documents)))
     return dense
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raise what can be known to be wrong before any work: rewards, teachers, files, retrievers."""
+    for model in recipe.models:
+        reward = recipe.refine_of(model).reward
+        reward_named(reward), dev_reward(reward)
+    for source in (*recipe.data.train, recipe.data.test):
+        for path in (source.run, *source.teachers):
+            if path is not None and not (recipe.base / path).is_file():
+                raise NotFound(f"data: there is no file {recipe.base / path}")
+        if source.run is None and not recipe.retrieval.retrievers:
+            raise RecipeError("retrieval.retrievers is empty, and not every source has a run of its own")
+    _check_teacher(recipe)
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    teacher, retrievers = recipe.teacher, recipe.retrieval.retrievers
+    if teacher.kind == "recorded" and not any(source.teachers for source in recipe.data.train):
+        raise RecipeError("teacher.kind = 'recorded' needs teachers = [...] in data.train: paths of recorded orderings")
+    if teacher.kind == "scored" and teacher.model is None:
+        raise RecipeError("teacher.kind = 'scored' needs teacher.model: a cross-encoder or bi-encoder")
+    if teacher.kind == "fused" and not retrievers:
+        raise RecipeError("teacher.kind = 'fused' fuses the scores of retrieval.retrievers, which is empty")
+    unknown = [name for name in teacher.weights if name not in retrievers]
+    if unknown:
+        raise RecipeError(f"teacher.weights: no retriever {unknown[0]!r}{nearest(unknown[0], retrievers)}")
 
 
 def teachers_of(choice: TeacherChoice, recordings: Sequence[Path], retrievers: Sequence[str] = ()) -> list[Teacher]:

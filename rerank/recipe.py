@@ -19,6 +19,8 @@ relative to the recipe's folder.
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import types
 import typing
@@ -27,6 +29,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from rerank.engine.precision import PRECISIONS
 from rerank.errors import InputError, NotFound, RecipeError, nearest
 from rerank.evaluation.measures import parse_measure
 from rerank.training.clone import Clone
@@ -39,6 +42,17 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
+RETRIEVERS = ("bm25", "dense")
+
+
+def _check_weights(weights: Mapping[str, Any], retrievers: tuple[str, ...], where: str) -> None:
+    for name, weight in weights.items():
+        if name not in retrievers:
+            raise RecipeError(f"{where}: no retriever {name!r}{nearest(name, retrievers)}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise RecipeError(f"{where}.{name} = {weight!r} must be a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +68,10 @@ class Source:
     limit: int | None = None
     """Use only this many queries (the first by hash of their ids)."""
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise RecipeError(f"limit = {self.limit} must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -64,6 +82,12 @@ class Data:
     test: Source
     dev: float = 0.1
     """Share of the judged training queries held out to select weights and settings."""
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise RecipeError("data.train must name at least one source")
+        if not 0.0 < self.dev < 1.0:
+            raise RecipeError(f"data.dev = {self.dev} must be between 0 and 1: a share of the training queries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +104,14 @@ class Retrieval:
     """Candidates a query."""
     language: str = "english"
     """Of BM25's stemmer and stop words; `code` splits identifiers."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise RecipeError(f"retrieval.depth = {self.depth} must be at least 1")
+        unknown = [name for name in self.retrievers if name not in RETRIEVERS]
+        if unknown or len(set(self.retrievers)) < len(self.retrievers):
+            raise RecipeError(f"retrieval.retrievers = {list(self.retrievers)}: each of {list(RETRIEVERS)}, once")
+        _check_weights(self.weights, self.retrievers, "retrieval.weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +151,25 @@ class Model:
     refine: Mapping[str, Any] = field(default_factory=dict)
     control: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        where = f"model {self.name!r}" if self.name else "model"
+        if self.name and not NAME.fullmatch(self.name):
+            raise RecipeError(f"{where}: a name is letters, digits, spaces, '.', '_' and '-'")
+        for name in ("depth", "dev_lists", "hidden"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{where}: {name} = {value} must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise RecipeError(f"{where}: dropout = {self.dropout} must be at least 0 and below 1")
+        if self.max_length < 8:
+            raise RecipeError(f"{where}: max_length = {self.max_length} must be at least 8 tokens")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise RecipeError(f"{where}: precision {self.precision!r}{nearest(self.precision, ['auto', *PRECISIONS])}")
+        if self.kind == "light" and (self.backbone, self.max_length) != (Model.backbone, Model.max_length):
+            raise RecipeError(
+                f"{where}: a light model takes its encoder from retrieval.encoder; drop backbone, max_length"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -147,27 +198,26 @@ class Recipe:
     """The recipe as written (set by `load_recipe`)."""
 
     def __post_init__(self) -> None:
-        for where, depth in (
-            ("retrieval.depth", self.retrieval.depth),
-            *(("models.depth", m.depth) for m in self.models),
-        ):
-            if depth is not None and depth < 1:
-                raise RecipeError(f"{where} = {depth} must be at least 1")
-        names = [model.name for model in self.models]
-        if len(set(names)) != len(names):
-            raise RecipeError(f"[[models]]: {len(names)} models need different names, got {names}; set name = ...")
+        """Wrong settings are told before any work begins."""
+        if not NAME.fullmatch(self.name):
+            raise RecipeError(f"name = {self.name!r} must be letters, digits, spaces, '.', '_' and '-'")
+        if not self.models or not self.evaluation.measures:
+            raise RecipeError("models and evaluation.measures must each hold one at least")
+        folders = [model.name.replace(" ", "-") for model in self.models]
+        if len(set(folders)) != len(folders):
+            raise RecipeError(f"[[models]]: {len(folders)} models need different names, got {folders}; set name = ...")
         for measure in self.evaluation.measures:
             parse_measure(measure)
-        for model in self.models:  # wrong settings are told before any work begins
+        for model in self.models:
             self.clone_of(model), self.refine_of(model), self.control_of(model)
 
     def clone_of(self, model: Model) -> Clone:
         """The cloning stage of one model."""
-        return _build(Clone, {**self.clone, **model.clone}, "clone")
+        return _stage(Clone, {**self.clone, **model.clone}, "clone")
 
     def refine_of(self, model: Model) -> Refine:
         """The refinement stage of one model."""
-        return _build(Refine, {**self.refine, **model.refine}, "refine")
+        return _stage(Refine, {**self.refine, **model.refine}, "refine")
 
     def control_of(self, model: Model) -> Clone:
         """The control of one model: the same labels, steps and rates as refinement, through a supervised loss."""
@@ -176,7 +226,16 @@ class Recipe:
         shared = {name: value for name, value in shared.items() if value is not None}
         # The control starts exactly where refinement starts: from the clone, with the weights it has.
         shared |= {"loss": "lambda_rank", "fit_first_stage": False}
-        return _build(Clone, {**shared, **self.control, **model.control}, "control")
+        return _stage(Clone, {**shared, **self.control, **model.control}, "control")
+
+
+def _stage(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    try:
+        return _build(cls, table, where)
+    except RecipeError:
+        raise
+    except InputError as error:
+        raise RecipeError(f"[{where}] {error}") from error
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -185,7 +244,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not path.is_file():
         raise NotFound(f"there is no recipe {path}")
     try:
-        text = path.read_text(encoding="utf8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8") from None
     return parse_recipe(text, path.parent, str(path))

@@ -10,6 +10,7 @@ Scores are logits. Equal scores keep the order in which the documents came.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +116,13 @@ class Reranker:
             if first_stage is not None:
                 logger.warning("this model uses no first-stage scores; those given are ignored")
             return {}
+        if not isinstance(first_stage, Mapping):
+            kind = type(first_stage).__name__
+            raise InputError(f"first_stage must map retriever names to a score for each document, not be a {kind}")
         missing = [name for name in weights.names if name not in first_stage]
         if missing:
             raise InputError(f"first_stage lacks {missing}; this model was trained with {list(weights.names)}")
-        for name in weights.names:
-            if len(first_stage[name]) != n:
-                raise InputError(f"first_stage[{name!r}] has {len(first_stage[name])} scores for {n} documents")
-        return {name: _numbers(first_stage[name], f"first_stage[{name!r}]") for name in weights.names}
+        return {name: _numbers(first_stage[name], f"first_stage[{name!r}]", n) for name in weights.names}
 
 
 def _texts(documents: Sequence[str | Mapping[str, Any]]) -> list[str]:
@@ -142,11 +143,19 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
 
 
-def _numbers(values: Sequence[float], what: str) -> tuple[float, ...]:
+def _numbers(values: Sequence[float], what: str, n: int) -> tuple[float, ...]:
+    """The `n` scores as floats, each finite or NaN."""
+    needed = f"{what} must hold a finite number for each document (NaN where it was not found)"
     try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise InputError(f"{what} must hold a number for each document (NaN where it was not found)") from None
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(needed) from None
+    if len(numbers) != n:
+        raise InputError(f"{what} has {len(numbers)} scores for {n} documents")
+    infinite = next((i for i, number in enumerate(numbers) if math.isinf(number)), None)
+    if infinite is not None:
+        raise InputError(f"{needed}; that of document {infinite} is {numbers[infinite]}")
+    return numbers
 
 
 def _check_text(text: Any, what: str) -> None:

@@ -65,6 +65,9 @@ class Run:
         """The run that sorts `scores` canonically; ties fall back to the order of the run `before`, then to doc ids."""
         rankings = {}
         for query_id, by_doc in scores.items():
+            unordered = next((d for d, s in by_doc.items() if s != s), None)
+            if unordered is not None:
+                raise ValueError(f"run {name!r}, query {query_id!r}: the score of document {unordered!r} is NaN")
             earlier = {d: i for i, (d, _) in enumerate(before.rankings.get(query_id, ()))} if before else {}
             last = len(earlier)
             ranked = sorted(by_doc.items(), key=lambda item: (-item[1], earlier.get(item[0], last), item[0]))
@@ -106,6 +109,13 @@ class CandidateList:
     pool: tuple[int, ...] = ()
     """Grades of all judged documents of the query, candidates or not: what the reported ideal ranking is made of."""
 
+    def __post_init__(self) -> None:
+        n = len(self.doc_ids)
+        for what, values in (("texts", self.texts), ("labels", self.labels)):
+            if values is not None and len(values) != n:
+                raise ValueError(f"list of query {self.query_id!r}: {len(values)} {what} for {n} doc_ids")
+        _check_distinct(self.doc_ids, f"list of query {self.query_id!r}")
+
     def __len__(self) -> int:
         return len(self.doc_ids)
 
@@ -134,8 +144,15 @@ class Ordering:
     """The teacher's score of each of `doc_ids`, when it has scores that mean something beyond their order."""
 
     def __post_init__(self) -> None:
+        _check_distinct(self.doc_ids, f"ordering of query {self.query_id!r} by {self.teacher!r}")
         if self.scores is not None and not all(math.isfinite(s) for s in self.scores):
             raise ValueError(f"ordering of query {self.query_id!r} by {self.teacher!r}: a score is not finite")
+
+
+def _check_distinct(doc_ids: Sequence[str], where: str) -> None:
+    if len(set(doc_ids)) < len(doc_ids):
+        twice = next(d for i, d in enumerate(doc_ids) if d in doc_ids[:i])
+        raise ValueError(f"{where}: document {twice!r} is there twice")
 
 
 class Rollout(NamedTuple):

@@ -9,7 +9,7 @@ lists with `.labels` [B, N], `.mask` [B, N] and `.pool` [B, M].
 """
 
 from .factors import Factorised, Factors, value_of
-from .function import FunctionReward
+from .function import FunctionReward, RewardError
 from .ranking import REWARDS, dcg, err, ndcg, precision, rbp, recall, reciprocal_rank, success
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Factorised",
     "Factors",
     "FunctionReward",
+    "RewardError",
     "dcg",
     "err",
     "ndcg",

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 
+class RewardError(ValueError):
+    """A reward function raised, or returned something that is not a finite number."""
+
+
 @final
 @dataclass(frozen=True)
 class FunctionReward:
-    """`function(ranked doc ids, candidate list) -> float`; a value that is not a finite number is an error."""
+    """`function(ranked doc ids, candidate list) -> float`; anything but a finite number is a `RewardError`."""
 
     function: Callable[[tuple[str, ...], Any], float]
     name: str = "function"
@@ -35,16 +39,31 @@ class FunctionReward:
             for i, ranking in enumerate(rankings[b, :, :depth].tolist()):
                 # A malformed ranking may repeat a candidate; it counts once, at its first place.
                 doc_ids = tuple(dict.fromkeys(candidates.doc_ids[j] for j in ranking))
-                out[b, i] = self._checked(self.function(doc_ids, candidates), candidates.query_id)
+                out[b, i] = self._value(doc_ids, candidates)
         return out
 
-    def _checked(self, value: Any, query_id: str) -> float:
+    def _value(self, doc_ids: tuple[str, ...], candidates: Any) -> float:
+        """The number that the function returned for one ranking."""
+        where = f"for query {candidates.query_id!r}"
+        try:
+            value = self.function(doc_ids, candidates)
+        except Exception as error:
+            problem = f"the reward {self.name!r} raised {type(error).__name__}: {error} {where}"
+            raise RewardError(f"{problem}; it is called as function(doc_ids, candidates)") from error
+        needed = "it must return a finite number"
         try:
             number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(
-                f"the reward {self.name!r} returned {value!r} for query {query_id!r}; it must return a finite number"
-            )
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor of several
+            raise RewardError(f"the reward {self.name!r} returned {_shown(value)} {where}; {needed}") from error
+        # Rewards are float32; a larger number would become infinite there.
+        if not math.isfinite(number) or abs(number) > torch.finfo(torch.float32).max:
+            raise RewardError(f"the reward {self.name!r} returned {_shown(value)} {where}; {needed}")
         return number
+
+
+def _shown(value: Any) -> str:
+    """`repr` of a value, cut to a line; its type where it has none (an integer of thousands of digits)."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a value of type {type(value).__name__}"

@@ -30,7 +30,7 @@ ARROWS = {
     "rewards": set(),
     "teachers": FOUNDATION | {"data", "retrieval.fusion"},
     "reranker": PURE | {"engine", "models"},
-    "recipe": FOUNDATION | {"evaluation.measures", "training"},
+    "recipe": FOUNDATION | {"evaluation.measures", "engine.precision", "training"},
     "composition": PURE
     | {"data", "evaluation", "models", "recipe", "reranker", "retrieval", "rewards", "teachers", "training"},
     "experiment": PURE | {"composition", "data", "evaluation", "models", "recipe", "reranker", "retrieval", "training"},

@@ -144,3 +144,22 @@ def test_a_line_separator_inside_a_text_does_not_cut_it(tmp_path):
 def test_a_missing_file_is_not_found(tmp_path):
     with pytest.raises(NotFound):
         read_texts(tmp_path / "none")
+
+
+def test_a_score_that_no_float_holds_is_refused_with_its_line(tmp_path):
+    request = {"query": {"text": "t", "qid": "q"}, "candidates": [{"docid": "d", "doc": "text", "score": 10**400}]}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(request) + "\n")
+    with pytest.raises(DataError, match=r"lines\.jsonl:1: query 'q': field 'score' of 'd' is .* finite number"):
+        read_rankllm(tmp_path / "lines.jsonl")
+
+
+def test_a_place_that_cannot_be_written_is_named_and_no_draft_stays(tmp_path):
+    collection, run = Collection({"d": "text"}, {"q": "t"}), Run({"q": (("d", 1.0),)})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").write_text("a file")
+    for path, problem in ((tmp_path / "folder", "it is a folder"), (tmp_path / "plain" / "run.jsonl", "")):
+        with pytest.raises(InputError, match=rf"{path.name} cannot be written: {problem}.*; give a file in a folder"):
+            write_rankllm(run, collection, path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "plain"]
+    write_rankllm(run, collection, tmp_path / "new" / "deep" / "run.jsonl")
+    assert read_rankllm(tmp_path / "new" / "deep" / "run.jsonl")[1].rankings == run.rankings

@@ -50,6 +50,7 @@ def test_written_scores_fall_strictly_in_float32_and_keep_the_ranking(tmp_path_f
 
 
 def test_a_score_that_already_falls_in_float32_is_written_unchanged_and_a_tie_is_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "rerank")
     write_run(Run({"q": (("a", 0.1), ("b", 0.1 - 1e-12), ("c", -7.3))}), tmp_path / "r")
     scores = read_run(tmp_path / "r").scores["q"]
     assert scores["a"] == 0.1 and scores["c"] == -7.3
@@ -180,3 +181,12 @@ def test_faulty_judgements_are_refused_with_their_line(tmp_path, text, where):
     with pytest.raises(DataError) as error:
         read_qrels(path)
     assert str(error.value).startswith(f"{path}{where}")
+
+
+@pytest.mark.parametrize("grade", [str(2**31), str(-(2**31) - 1), "9" * 5000])
+def test_a_grade_or_rank_beyond_32_bits_is_refused_with_its_line_and_the_allowed_range(tmp_path, grade):
+    allowed = r"allowed is -2147483648 to 2147483647"
+    with pytest.raises(DataError, match=rf"file\.txt:2: field 'relevance' is .*; {allowed}"):
+        read_qrels(file(tmp_path, f"q 0 a {2**31 - 1}\nq 0 d {grade}\n"))
+    with pytest.raises(DataError, match=rf"file\.txt:2: field 'rank' is .*; {allowed}"):
+        read_run(file(tmp_path, f"q a 1\nq d {grade}\n"))

@@ -332,6 +332,17 @@ def test_a_small_p_value_alone_is_no_gain():
     assert "do not differ" in sentence(Comparison(*args, 0.012, 0.05, 0.02, 0.06, 9, 1, 0, 1.0), 10)
 
 
+def test_an_interval_without_0_that_the_correction_overrules_is_said_plainly():
+    args = ("a", "b", "nDCG@10", 0.031, 0.012, 0.05)
+    corrected = sentence(Comparison(*args, 0.02, 0.06, 9, 1, 0, 1.0), 10, 3)
+    assert corrected == (
+        "a and b do not differ measurably in nDCG@10 after correction for 3 comparisons "
+        "(.031, 95 % interval (uncorrected) .012 to .050, p = .060 after Holm)"
+    )
+    assert "correction" not in sentence(Comparison(*args, 0.06, 0.06, 9, 1, 0, 1.0), 10, 1)
+    assert "the test finds no difference" in sentence(Comparison(*args, 0.06, 0.18, 9, 1, 0, 1.0), 10, 3)
+
+
 def test_identical_arms_do_not_differ_and_shuffled_ones_seldom_do():
     runs, qrels = made_up_runs()
     same = compare({"a": runs["clone"], "b": runs["clone"]}, qrels, ["nDCG@10"], [("a", "b")]).comparisons[0]

@@ -326,3 +326,48 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         write_text(path, "half")
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+# Mistakes and changes around a run
+
+
+def test_a_recipe_that_fails_before_any_work_leaves_the_folder_free_for_the_corrected_one(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(RerankError):
+        train(a_recipe(RECIPE.replace("questions#train", "questions#trian")), out)
+    assert not out.exists()
+
+
+def test_what_can_be_known_to_be_wrong_is_told_before_a_folder_is_made(tmp_path):
+    out = tmp_path / "run"
+    for right, wrong, message in (
+        ('kind = "recorded"', 'kind = "scored"', "needs teacher.model"),
+        ("search-engine-order.trec", "nobody.trec", "there is no file"),
+        ("refine = { steps = 6", 'refine = { reward = "nomod:f", steps = 6', "cannot be imported"),
+        ("refine = { steps = 6", 'refine = { reward = "nDGC@10", steps = 6', "nDCG"),
+    ):
+        with pytest.raises(RerankError, match=message):
+            train(a_recipe(RECIPE.replace(right, wrong)), out)
+        assert not out.exists()
+
+
+def test_a_run_is_not_resumed_on_other_data(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    data = json.loads((out / "data.json").read_text(encoding="utf8"))
+    assert set(data["collections"]) == {"train", "test"}
+    data["collections"]["train"] = "another"
+    (out / "data.json").write_text(json.dumps(data), encoding="utf8")
+    with pytest.raises(Mismatch, match="the data changed since this run was begun: train"):
+        train(a_recipe(), out, resume=True)
+
+
+def test_a_line_of_metrics_that_a_kill_left_unfinished_is_cut_off(tmp_path):
+    from rerank.training.log import Log
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste', encoding="utf8")
+    log = Log(path)
+    log.record(step=2)
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf8").splitlines()] == [1, 2]

@@ -7,7 +7,7 @@ import torch
 
 from rerank.errors import InputError
 from rerank.lists import batch_of, check_scores, features_of, mask_of, pad, ranks_of
-from rerank.types import CandidateList, Ordering
+from rerank.types import CandidateList, Ordering, Run
 
 
 def candidates(n, **fields):
@@ -104,3 +104,32 @@ def test_a_subset_keeps_all_that_belongs_to_its_candidates():
     assert part.doc_ids == part.texts == ("d2", "d0")
     assert (part.features, part.labels, part.pool) == ({"f": (3.0, 1.0)}, (2, 0), (0, 1, 2, 3))
     assert candidates(2).subset([1]).labels is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"texts": ("one",)}, "1 texts for 2 doc_ids"),
+        ({"labels": (1, 0, 2)}, "3 labels for 2 doc_ids"),
+        ({"doc_ids": ("a", "a")}, "document 'a' is there twice"),
+    ],
+)
+def test_a_list_whose_parts_do_not_fit_names_its_query(wrong, told):
+    fields = {"doc_ids": ("a", "b"), "texts": ("one", "two"), "labels": (1, 0), **wrong}
+    with pytest.raises(ValueError, match=f"list of query 'q': {told}"):
+        CandidateList("q", "a question", **fields)
+
+
+def test_a_subset_that_repeats_a_candidate_is_refused():
+    with pytest.raises(ValueError, match="query 'q': document 'b' is there twice"):
+        CandidateList("q", "a question", ("a", "b"), ("one", "two")).subset([1, 1])
+
+
+def test_an_ordering_that_repeats_a_document_names_its_query():
+    with pytest.raises(ValueError, match="ordering of query 'q' by 'teacher': document 'a' is there twice"):
+        Ordering("q", ("a", "b", "a"), "teacher")
+
+
+def test_a_run_is_not_sorted_by_nan():
+    with pytest.raises(ValueError, match="run 'mine', query 'q': the score of document 'b' is NaN"):
+        Run.from_scores({"p": {"a": 1.0}, "q": {"a": 1.0, "b": float("nan")}}, "mine")

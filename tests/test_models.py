@@ -491,6 +491,94 @@ def test_broken_settings_name_the_file(content, tiny_bert, tmp_path):
         load_policy(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("encoder", None),
+        ("encoder", 3),
+        ("encoder", "elsewhere"),
+        ("hidden", None),
+        ("hidden", "8"),
+        ("hidden", 0),
+        ("format", "one"),
+        ("budget", -1),
+        ("first_stage", []),
+        ("first_stage", {"weights": {"bm25": 1.0}}),
+        ("first_stage.weights", {"weights": {"bm25": "much"}, "active": True}),
+        ("first_stage.weights", {"weights": {"bm25": 10**400}, "active": True}),
+    ],
+)
+def test_a_wrong_setting_of_a_light_model_names_the_file_and_the_field(field, value, tiny_bi_encoder, tmp_path):
+    save_policy(light_policy(tiny_bi_encoder), tmp_path)
+    settings_file = tmp_path / "rerank.json"
+    changed = {**json.loads(settings_file.read_text()), field.split(".")[0]: value}
+    settings_file.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+    with pytest.raises(InputError, match=rf"rerank\.json: field '{field}' is .*; allowed is .*: save the model anew"):
+        load_policy(str(tmp_path), device="cpu")
+
+
+def test_a_head_of_another_size_names_the_file_and_the_field(tiny_bi_encoder, tmp_path):
+    save_policy(light_policy(tiny_bi_encoder), tmp_path)
+    settings_file = tmp_path / "rerank.json"
+    settings_file.write_text(json.dumps({**json.loads(settings_file.read_text()), "hidden": 9}))
+    with pytest.raises(InputError, match=r"head\.safetensors does not fit field 'hidden' = 9 of .*rerank\.json"):
+        load_policy(str(tmp_path), device="cpu")
+
+
+def test_the_device_of_a_light_model_is_honoured_for_head_encoder_and_first_stage(tiny_bi_encoder, tmp_path):
+    save_policy(light_policy(tiny_bi_encoder, FirstStageWeights({"bm25": 0.4})), tmp_path)
+    policy = load_policy(str(tmp_path), device="cpu", precision="float32")
+    assert policy.scorer.store.encoder.device == "cpu"
+    assert {p.device.type for p in (*policy.parameters(), *policy.scorer.store.encoder.model.parameters())} == {"cpu"}
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:4096", 3.5])
+@pytest.mark.parametrize("kind", ["cross-encoder", "light"])
+def test_a_device_that_is_not_there_is_refused(device, kind, tiny_bert, tiny_bi_encoder, tmp_path):
+    save_policy(cross_encoder_policy(tiny_bert) if kind == "cross-encoder" else light_policy(tiny_bi_encoder), tmp_path)
+    with pytest.raises(InputError, match=f"device {device!r} cannot be used; give 'cpu'"):
+        load_policy(str(tmp_path), device=device)
+
+
+def test_a_max_length_for_a_light_model_is_refused(tiny_bi_encoder, tmp_path):
+    save_policy(light_policy(tiny_bi_encoder), tmp_path)
+    with pytest.raises(InputError, match=r"max_length = 30 was given, but .* is a light model"):
+        load_policy(str(tmp_path), device="cpu", max_length=30)
+
+
+def test_a_max_length_of_zero_is_refused_and_not_taken_for_none(tiny_bert, tmp_path):
+    save_policy(cross_encoder_policy(tiny_bert), tmp_path)
+    with pytest.raises(InputError, match="max_length must be a whole number"):
+        load_policy(str(tmp_path), device="cpu", max_length=0)
+
+
+def test_a_model_is_not_saved_over_a_file(tiny_bi_encoder, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(InputError, match="taken cannot hold a model: it is a file; give a folder"):
+        save_policy(light_policy(tiny_bi_encoder), tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_the_folder_of_a_run_points_to_its_model(tiny_bi_encoder, tmp_path):
+    save_policy(light_policy(tiny_bi_encoder), tmp_path / "model")
+    with pytest.raises(InputError, match=rf"did you mean {tmp_path}/model\?"):
+        load_policy(str(tmp_path))
+
+
+def test_a_bi_encoder_that_is_nowhere_says_where_it_was_looked_for():
+    with pytest.raises(NotFound, match=r"nobody/has-this-model.*no such folder here.*hub .* cannot be reached"):
+        loading.load_encoder("nobody/has-this-model").encode(["x"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_bi_encoder_is_an_error_that_names_it(file, tiny_bi_encoder, tmp_path):
+    folder = shutil.copytree(tiny_bi_encoder, tmp_path / "torn")
+    torn = next(folder.rglob(file))
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    with pytest.raises(RerankError, match=r"the model '.*torn' could not be loaded"):
+        loading.load_encoder(str(folder), device="cpu").encode(["x"])
+
+
 def test_an_encoder_without_a_head_is_no_reranker_yet(tiny_bert, tiny_bi_encoder):
     for folder in (tiny_bert, tiny_bi_encoder):
         with pytest.raises(InputError, match="without a ranking head: train it first"):

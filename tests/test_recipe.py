@@ -292,3 +292,47 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 def test_every_default_measure_is_known():
     for measure in parse().evaluation.measures:
         assert str(parse_measure(measure)) == measure
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('name = "../x"', "name = '../x' must be letters"),
+        ("models = []", "must each hold one at least"),
+        ('models = [{ name = "a b" }, { name = "a-b" }]', "need different names"),
+        ('models = [{ name = "../x" }]', "a name is letters"),
+        ('models = [{ kind = "light", backbone = "other" }]', "takes its encoder from retrieval.encoder"),
+        ("models = [{ dropout = 7.0 }]", "dropout = 7.0"),
+        ("models = [{ max_length = 0 }]", "max_length = 0"),
+        ('models = [{ precision = "fp8" }]', "precision 'fp8'"),
+        ("evaluation.measures = []", "must each hold one at least"),
+        ('retrieval.retrievers = ["bm26"]', "retrieval.retrievers"),
+        ("retrieval.weights = { bm25 = nan }", "retrieval.weights.bm25 = nan"),
+        ("clone = { warmup = -3.0 }", r"\[clone\] warmup must be from 0 to 1"),
+        ("refine = { entropy = nan }", r"\[refine\] entropy"),
+        ("clone = { epochs = 1e300 }", r"\[clone\] epochs"),
+    ],
+)
+def test_a_value_that_cannot_work_is_told_at_once(change, message, tmp_path):
+    name = "" if change.startswith("name") else 'name = "x"\n'
+    text = f'{name}{change}\n[data]\ntrain = "a#train"\ntest = "a#test"\n'
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(text, tmp_path)
+
+
+@pytest.mark.parametrize("dev", ["0.0", "1.5", "nan"])
+def test_a_dev_share_that_is_no_share_is_named(dev, tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.dev"):
+        parse_recipe(f'name = "x"\n[data]\ntrain = "a#train"\ntest = "a#test"\ndev = {dev}\n', tmp_path)
+
+
+def test_a_limit_below_one_is_named(tmp_path):
+    text = 'name = "x"\n[data]\ntrain = { collection = "a#train", limit = -3 }\ntest = "a#test"\n'
+    with pytest.raises(RecipeError, match="limit = -3 must be at least 1"):
+        parse_recipe(text, tmp_path)
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "bom.toml"
+    path.write_text('name = "x"\n[data]\ntrain = "a#train"\ntest = "a#test"\n', encoding="utf-8-sig")
+    assert load_recipe(path).name == "x"

@@ -196,8 +196,6 @@ def test_a_folder_without_a_table_says_what_to_do(tmp_path):
         ("table.json", "[]", "JSON object is needed"),
         ("table.json", "{}", "not a table"),
         ("changes.json", '{"changes": [{"query_id": "q"}]}', r"changes\.json: these are not changes"),
-        ("metrics.jsonl", '{"step": 1}\nnonsense\n{"step": 2}\n', r"metrics\.jsonl:2: this is not JSON"),
-        ("metrics.jsonl", "3\n", r"metrics\.jsonl:1: a JSON object"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, words):
@@ -208,14 +206,32 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, words):
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_the_unfinished_last_record_of_a_killed_run_is_left_out_aloud(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ('{"model": "light", "sta', r"metrics\.jsonl:41: 1 line left out"),
+        (
+            '{"model": "light", "sta{"step": 1}\n3\n' + "[" * 100_000 + '\n{"step": 2}\n',
+            r"metrics\.jsonl:41: 3 lines left out",
+        ),
+    ],
+)
+def test_log_lines_of_a_killed_run_that_do_not_parse_are_left_out_and_counted(tmp_path, caplog, broken, told):
     run_folder(tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"model": "light", "sta')
+        file.write(broken)
     with caplog.at_level(logging.WARNING):
         _, page = report_of(tmp_path / "run")
-    assert "metrics.jsonl:41: the last line is unfinished" in caplog.text
+    assert len(caplog.records) == 1 and re.search(told, caplog.text)
     assert "light · clone" in page.text
+
+
+def test_a_step_that_a_resumed_run_repeated_counts_once_as_it_last_was_in_the_order_of_steps():
+    def drawn(told):
+        return stages([{"model": "a", "stage": "clone", "step": s, "loss": v} for s, v in told], "nDCG@10")
+
+    assert drawn([(1, 9.0), (2, 5.0), (3, 7.0), (2, 2.0), (3, 1.0)]) == drawn([(1, 9.0), (2, 2.0), (3, 1.0)])
+    assert drawn([(3, 1.0), (1, 9.0)]) == drawn([(1, 9.0), (3, 1.0)])
 
 
 def test_a_lone_surrogate_is_shown_as_its_escape(tmp_path):

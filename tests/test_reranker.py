@@ -265,3 +265,16 @@ def test_a_cross_encoder_of_transformers_ranks_without_any_file_of_ours(tiny_ber
     theirs = CrossEncoder(str(tmp_path), device="cpu", activation_fn=torch.nn.Identity())
     expected = theirs.rank(QUERY, texts, show_progress_bar=False)
     assert [hit.index for hit in hits] == [hit["corpus_id"] for hit in expected]
+
+
+@pytest.mark.parametrize("scores", [[math.inf, 0.0], [0.0, -math.inf], [10**400, 0.0], None, [None, 0.0], 3])
+def test_first_stage_scores_are_finite_or_nan(scores, with_first_stage):
+    with pytest.raises(InputError, match=r"first_stage\['bm25'\] must hold a finite number for each document"):
+        with_first_stage.rank(QUERY, ["tea", "files"], first_stage={"bm25": scores, "dense": [0.5, math.nan]})
+    hits = with_first_stage.rank(QUERY, ["tea", "files"], first_stage={"bm25": [1.0, math.nan], "dense": [0.5, 0.1]})
+    assert all(math.isfinite(hit.score) for hit in hits)
+
+
+def test_first_stage_scores_without_their_names_are_refused(with_first_stage):
+    with pytest.raises(InputError, match="first_stage must map retriever names"):
+        with_first_stage.rank(QUERY, ["tea", "files"], first_stage=[1.0, 2.0])

@@ -12,6 +12,7 @@ from rerank.rewards import (
     REWARDS,
     Factors,
     FunctionReward,
+    RewardError,
     dcg,
     err,
     ndcg,
@@ -168,9 +169,17 @@ def test_a_function_may_return_anything_that_is_a_number(value):
     assert worth(FunctionReward(lambda *_: value), (0, 1)) == float(value)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "high", [1.0]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "high", [1.0], 10**400, 1e39, torch.zeros(2)])
 def test_a_function_that_returns_no_finite_number_is_named_with_the_query(value):
     with pytest.raises(
-        ValueError, match=r"the reward 'mine' returned .* for query 'q'; it must return a finite number"
+        RewardError, match=r"the reward 'mine' returned .* for query 'q'; it must return a finite number"
     ):
         worth(FunctionReward(lambda *_: value, "mine"), (0, 1))
+
+
+def test_a_function_that_raises_or_takes_other_arguments_is_named_with_the_query_and_the_cause():
+    with pytest.raises(RewardError, match=r"the reward 'mine' raised KeyError: 'gone' for query 'q'") as told:
+        worth(FunctionReward(lambda *_: {}["gone"], "mine"), (0, 1))
+    assert isinstance(told.value.__cause__, KeyError)
+    with pytest.raises(RewardError, match=r"raised TypeError: .* it is called as function\(doc_ids, candidates\)"):
+        worth(FunctionReward(lambda text: 1.0, "mine"), (0, 1))

@@ -1,6 +1,7 @@
 """Teachers: what each orders, what it leaves out and says, and what is remembered on disk."""
 
 import json
+import logging
 import math
 from collections import Counter
 from pathlib import Path
@@ -210,6 +211,7 @@ def test_the_judgements_order_by_grade_and_ties_keep_the_first_stage_order():
 
 
 def test_lists_whose_labels_teach_nothing_are_left_out_and_counted(caplog):
+    caplog.set_level(logging.INFO, "rerank")
     labels = [None, (0, 0, 0), (-1, 0, -2), (1, 1, 1), (0, 1, 0)]
     orderings = list(Judged()([candidates(f"q{i}", labels=grades) for i, grades in enumerate(labels)]))
     assert [o.query_id for o in orderings] == ["q4"]
@@ -314,6 +316,46 @@ def test_damage_elsewhere_is_an_error_with_its_line(tmp_path):
         list(Remembered(Reversing(), path)([candidates("q1")]))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "my notes",
+        "my notes\n",
+        "first line\nlast line",
+        '{"query_id": "q", "doc_ids": ["a"], "teacher": "t"}\n{"key": "torn',
+        '{"query_id": "q", "doc_ids": ["a"], "teacher": "t"}',
+        '{"key": "k", "query_id": "q", "doc_ids": ["a"], "teacher": "t"}\nnot one of ours',
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_untouched_before_the_teacher_is_asked(tmp_path, content):
+    path, teacher = tmp_path / "notes.txt", Reversing()
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"notes\.txt:\d: "):
+        list(Remembered(teacher, path)([candidates()]))
+    assert path.read_text() == content
+    assert not teacher.asked
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
+    path = tmp_path / "memory.jsonl"
+    lists = [candidates("q1"), candidates("q2")]
+    expected = list(Remembered(Reversing(), path)(lists))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    teacher = Reversing()
+    assert list(Remembered(teacher, path)([*lists, candidates("q3")]))[:2] == expected
+    assert teacher.asked == {"q3": 1}
+    assert path.read_bytes().startswith(whole)
+    assert len(read_orderings(path)) == 3
+
+
+def test_a_folder_in_place_of_the_memory_is_refused_before_the_teacher_is_asked(tmp_path):
+    teacher = Reversing()
+    with pytest.raises(InputError, match="is a folder: give the file"):
+        list(Remembered(teacher, tmp_path)([candidates()]))
+    assert not teacher.asked
+
+
 def test_a_list_that_the_teacher_leaves_out_is_left_out(tmp_path):
     lists = [candidates("q1", "a"), candidates("q2")]
     assert [o.query_id for o in Remembered(Reversing(), tmp_path / "memory.jsonl")(lists)] == ["q2"]
@@ -348,6 +390,11 @@ def test_orderings_come_back_from_a_file_as_they_went(tmp_path):
         ('{"query_id": "q", "doc_ids": ["a"], "teacher": "t", "scores": []}', "as long as"),
         ('{"query_id": "q", "doc_ids": ["a"], "teacher": "t", "scores": ["1"]}', "numbers"),
         ('{"query_id": "q", "doc_ids": ["a"], "teacher": "t", "scores": [NaN]}', "not finite"),
+        (
+            f'{{"query_id": "q", "doc_ids": ["a"], "teacher": "t", "scores": [1{"0" * 400}]}}',
+            "finite numbers are needed",
+        ),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_wrong_line_is_an_error_with_its_number(tmp_path, line, message):

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
-from rerank.errors import DataError, InputError, Mismatch, NotFound
+from rerank.errors import DataError, InputError, Mismatch, NotFound, RerankError
 from rerank.types import Collection, Run
 
 log = logging.getLogger("rerank.data")
@@ -66,7 +66,20 @@ def _opened(path: Path | str) -> BinaryIO:
 def write_lines(lines: Iterable[str], path: Path | str) -> None:
     """Nothing; the file at `path` holds all `lines` or, if anything fails, what it held before. `.gz` is compressed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(lines, path)
+    except RerankError:
+        raise  # of the lines, not of the file; NotFound is an OSError too
+    except OSError as error:
+        problem = "it is a folder" if path.is_dir() else error.strerror or str(error)
+        raise InputError(
+            f"{path} cannot be written: {problem}; give a file in a folder that you may write to"
+        ) from error
+
+
+def _write_whole(lines: Iterable[str], path: Path) -> None:
+    """Nothing; writes a draft and puts it in the place of `path`; a draft that fails is removed."""
     # In the same folder, because os.replace is atomic only within one file system.
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -293,10 +306,19 @@ def _scored(pairs: list[tuple[str, object]], path: Path | str, line: int | None,
     if all(score is None for _, score in pairs):
         return [(doc_id, -float(i)) for i, doc_id in enumerate(ids)]
     for doc_id, score in pairs:
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            problem = f"{where}: field 'score' of {doc_id!r} is {score!r}; a finite number is needed, or none at all"
+        if not _is_finite(score):
+            problem = (
+                f"{where}: field 'score' of {doc_id!r} is {score!r:.60}; a finite number is needed, or none at all"
+            )
             raise DataError.at(path, line, problem)
     return [(doc_id, float(cast(float, score))) for doc_id, score in pairs]
+
+
+def _is_finite(score: object) -> bool:
+    try:
+        return isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def write_rankllm(run: Run, collection: Collection, path: Path | str) -> None:

@@ -23,6 +23,8 @@ from rerank.types import Qrels, Run
 _HEADER_ENDS = {"score", "rel", "relevance", "grade", "label"}
 _HEADER_STARTS = {"query-id", "query_id", "qid", "topic"}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_LOWEST, _HIGHEST = -(2**31), 2**31 - 1
+"""trec_eval and tensors of grades hold 32 bits."""
 
 
 def read_run(path: Path | str, name: str | None = None) -> Run:
@@ -102,8 +104,11 @@ def _is_header(row: Sequence[str]) -> bool:
 def _integer(text: str, path: Path | str, line: int, field: str) -> int:
     # int() would also take 1_000 and other scripts' digits, which no other tool reads.
     if not _INTEGER.fullmatch(text):
-        raise DataError.at(path, line, f"field {field!r} is {text!r}; an integer is needed")
-    return int(text)
+        raise DataError.at(path, line, f"field {field!r} is {text!r:.60}; an integer is needed")
+    value = int(text) if len(text) < 100 else None  # Python refuses to read thousands of digits
+    if value is None or not _LOWEST <= value <= _HIGHEST:
+        raise DataError.at(path, line, f"field {field!r} is {text!r:.60}; allowed is {_LOWEST} to {_HIGHEST}")
+    return value
 
 
 def _finite(text: str, path: Path | str, line: int) -> float:

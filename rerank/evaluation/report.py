@@ -181,6 +181,7 @@ def stages(records: Iterable[Mapping[str, Any]], primary: str) -> list[tuple[str
     for record in records:
         title = " · ".join(str(record[k]) for k in ("model", "stage") if record.get(k) is not None)
         grouped.setdefault(title or "training", []).append(record)
+    grouped = {title: _by_step(group) for title, group in grouped.items()}
     found = []
     for title, group in grouped.items():
         measured = _dev_measure(group, primary)
@@ -189,6 +190,12 @@ def stages(records: Iterable[Mapping[str, Any]], primary: str) -> list[tuple[str
         if curves:
             found.append((title, curves))
     return found
+
+
+def _by_step(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records that have a step, in its order; a step that a resumed run repeated counts as it last was."""
+    last = {float(r["step"]): r for r in records if _is_number(r.get("step"))}
+    return [last[step] for step in sorted(last)]
 
 
 def curve(records: Sequence[Mapping[str, Any]], key: str, title: str) -> Curve | None:
@@ -219,7 +226,10 @@ def _is_measure(key: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def _dot_axis(table: Table) -> Axis:
@@ -262,24 +272,25 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a last line that a killed run left unfinished is dropped aloud."""
+    """The records of a file; lines that a killed run left unfinished are left out and counted."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
+    # Unlike a table, a log has nothing that depends on every line: what can be read is worth showing.
+    records, broken = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise DataError.at(path, number, f"this is not JSON ({error})") from error
-            logger.warning("%s:%d: the last line is unfinished and was left out", path, number)
-            continue
-        if not isinstance(record, dict):
-            raise DataError.at(path, number, f"a JSON object is needed, this is a {type(record).__name__}")
-        records.append(record)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            broken.append(number)
+    if broken:
+        lines = f"{len(broken)} line{'s' if len(broken) > 1 else ''}"
+        logger.warning("%s:%d: %s left out, from here on: no JSON object", path, broken[0], lines)
     return records
 
 

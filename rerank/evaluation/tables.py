@@ -93,7 +93,8 @@ class Table:
 
     def verdict(self) -> list[str]:
         """One plain sentence for each comparison on the primary measure."""
-        return [sentence(c, self.queries) for c in self.comparisons if c.measure == self.measures[0]]
+        tested = [c for c in self.comparisons if c.measure == self.measures[0]]
+        return [sentence(c, self.queries, len(tested)) for c in tested]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary that `from_json` reads; numbers that are not finite become None."""
@@ -219,18 +220,31 @@ def compare(
     )
 
 
-def sentence(c: Comparison, queries: int) -> str:
-    """What one comparison says, in words."""
+def sentence(c: Comparison, queries: int, comparisons: int = 1) -> str:
+    """What one comparison says, in words; `comparisons` is how many its p-value was corrected for."""
     if math.isnan(c.p_holm):
         difference = f"their difference is {signed(c.difference)} {c.measure}"
         return f"{c.arm} and {c.against} cannot be tested on {queries} judged query; {difference}"
-    evidence = f"95 % interval {decimal(c.low)} to {decimal(c.high)}, p {_relation(c.p_holm)} after Holm"
     if not c.measurable:
-        return f"{c.arm} and {c.against} do not differ measurably in {c.measure} ({decimal(c.difference)}, {evidence})"
+        return _no_difference(c, comparisons)
+    low, high = (c.low, c.high) if c.difference > 0 else (-c.high, -c.low)
+    evidence = f"95 % interval {decimal(low)} to {decimal(high)}, p {_relation(c.p_holm)} after Holm"
     word = "better" if c.difference > 0 else "worse"
-    if c.difference < 0:
-        evidence = f"95 % interval {decimal(-c.high)} to {decimal(-c.low)}, p {_relation(c.p_holm)} after Holm"
     return f"{c.arm} is {word} than {c.against} by {decimal(abs(c.difference))} {c.measure} ({evidence})"
+
+
+def _no_difference(c: Comparison, comparisons: int) -> str:
+    """The sentence of a comparison that is not measurable; an interval without 0 must not read as a contradiction."""
+    said = f"{c.arm} and {c.against} do not differ measurably in {c.measure}"
+    place, p = f"{decimal(c.low)} to {decimal(c.high)}", f"p {_relation(c.p_holm)} after Holm"
+    if not (c.low > 0 or c.high < 0):
+        return f"{said} ({decimal(c.difference)}, 95 % interval {place}, {p})"
+    if c.p < LEVEL and comparisons > 1:
+        return (
+            f"{said} after correction for {comparisons} comparisons "
+            f"({decimal(c.difference)}, 95 % interval (uncorrected) {place}, {p})"
+        )
+    return f"{said}: the test finds no difference ({decimal(c.difference)}, 95 % interval (uncorrected) {place}, {p})"
 
 
 def decimal(value: float, places: int = 3) -> str:

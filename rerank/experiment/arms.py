@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rerank.composition import dev_reward, judged_teacher, policy_of, reward_named
 from rerank.data import write_run
+from rerank.errors import InputError
 from rerank.experiment.lists import Lists
 from rerank.experiment.reranking import RETRIEVAL
 from rerank.experiment.workspace import Workspace, write_json
@@ -24,6 +25,7 @@ from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
 from rerank.recipe import Model
 from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rerank.training.loop import Context, Dev
+from rerank.training.refine import has_headroom
 from rerank.types import CandidateList, Ordering, Run
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"
@@ -54,6 +56,11 @@ def train_arms(
     cloned = [c for part in lists.train for c in part.lists]
     judged = lists.judged()
 
+    if not any(has_headroom(c) for c in judged):
+        raise InputError(
+            f"none of the {len(judged)} judged training lists holds candidates of two different grades: there is "
+            "nothing to learn from labels. Deepen the first stage (retrieval.depth), or check the judgements"
+        )
     clone, refine, control = recipe.clone_of(model), recipe.refine_of(model), recipe.control_of(model)
     trainer.arm(policy, CLONE, lambda context: clone.run(policy, cloned, orderings, context))
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 from rerank.composition import FIRST_STAGE, retrievers_of
 from rerank.data import candidate_lists, check_disjoint, fingerprint, hold_out, load_collection, read_run
 from rerank.errors import InputError, Mismatch
-from rerank.experiment.workspace import Workspace
+from rerank.experiment.workspace import DATA, Workspace, write_json
 from rerank.models.encoder import VectorStore
 from rerank.randomness import key_of
 from rerank.recipe import Source
@@ -54,10 +56,12 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
     if not test.qrels:
         raise InputError(f"data.test ({test.name}) has no judgements: there is nothing to report")
     facts = {"test": _facts(test)}
+    for number, (_, collection) in enumerate(sources, start=1):
+        facts[f"train {number}" if len(sources) > 1 else "train"] = _facts(collection)
+    _same_data(work, facts)
     train, dev = [], []
     for number, (source, collection) in enumerate(sources, start=1):
         check_disjoint(collection, test)
-        facts[f"train {number}" if len(data.train) > 1 else "train"] = _facts(collection)
         held_out = None
         if collection.qrels:
             collection, held_out = hold_out(collection, data.dev, work.recipe.seed)
@@ -75,6 +79,25 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
         f"{n} lists to clone, {judged} of them judged; {len(dev)} for dev, {len(lists.test.lists)} for the test"
     )
     return lists
+
+
+def _same_data(work: Workspace, facts: dict[str, Any]) -> None:
+    """Write down what the run is made of; a resumed run must be made of the same."""
+    data = work.recipe.data
+    paths = {path for source in (*data.train, data.test) for path in (source.run, *source.teachers) if path}
+    files = {path: hashlib.sha256((work.recipe.base / path).read_bytes()).hexdigest()[:16] for path in sorted(paths)}
+    found = {"collections": {name: fact["fingerprint"] for name, fact in facts.items()}, "files": files}
+    written = work.out / DATA
+    if work.resume and written.exists():
+        before = json.loads(written.read_text(encoding="utf8"))
+        for kind, entries in found.items():
+            changed = [name for name, digest in entries.items() if before[kind].get(name) != digest]
+            if changed:
+                raise Mismatch(
+                    f"the data changed since this run was begun: {', '.join(changed)}. What was computed from the old "
+                    "data cannot be mixed with the new: restore it, or begin anew with another --out"
+                )
+    write_json(written, found)
 
 
 def _collection(source: Source, base: Path) -> Collection:

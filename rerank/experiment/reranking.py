@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, retrievers_of
-from rerank.data import candidate_lists, load_collection, read_run, read_texts, write_run
-from rerank.errors import NotFound
+from rerank.data import candidate_lists, load_collection, read_run, write_run
+from rerank.data.formats import json_lines, numbered_lines
+from rerank.errors import DataError, NotFound
 from rerank.models.loading import backbone_path, load_encoder, load_policy
 from rerank.models.policy import rerank_lists, with_rest
 from rerank.recipe import Retrieval
@@ -25,11 +27,20 @@ def rank_texts(model: str, query: str, documents: Path, top_k: int) -> list[Rank
     """The best documents of a file (one text a line, or JSONL with ids and texts) for `query`."""
     if not documents.is_file():
         raise NotFound(f"there is no file {documents}")
-    if documents.name.removesuffix(".gz").endswith((".jsonl", ".json", ".tsv")):
-        texts = list(read_texts(documents).values())
+    if documents.name.removesuffix(".gz").endswith(".jsonl"):
+        texts = [_text(record, documents, line) for line, record in json_lines(documents)]
     else:
-        texts = [line for line in documents.read_text(encoding="utf8").splitlines() if line.strip()]
+        texts = [text for _, text in numbered_lines(documents) if text.strip()]
+    if not texts:
+        raise DataError.at(documents, None, "it holds no text; give one document a line")
     return Reranker.from_pretrained(model).rank(query, texts, top_k)
+
+
+def _text(record: dict[str, Any], path: Path, line: int) -> str:
+    text = record.get("text", record.get("contents"))
+    if not isinstance(text, str):
+        raise DataError.at(path, line, f"there is no 'text'; the record has {sorted(record)}")
+    return f"{record['title']} {text}" if isinstance(record.get("title"), str) else text
 
 
 def rerank_run(
@@ -54,7 +65,13 @@ def _retrieved(model: str, collection: Collection, run: Run, names: tuple[str, .
     wanted = [name for name in names if name != FIRST_STAGE]
     if not wanted:
         return {}
-    settings = json.loads((Path(backbone_path(model)) / RETRIEVAL).read_text(encoding="utf8"))
+    file = Path(backbone_path(model)) / RETRIEVAL
+    if not file.is_file():
+        raise NotFound(
+            f"{model} was trained with first-stage scores ({', '.join(wanted)}), but {file.name}, which says how they "
+            "are made, is not in its folder: copy it from the run, or rank without a collection"
+        )
+    settings = json.loads(file.read_text(encoding="utf8"))
     retrieval = Retrieval(retrievers=tuple(wanted), language=settings["language"], index=settings["index"])
     encoder = load_encoder(settings["encoder"]) if "dense" in wanted else None
     return features_for(collection, run, retrievers_of(retrieval, collection, encoder))

@@ -12,15 +12,16 @@ from typing import Any
 
 from rich.console import Console
 
-from rerank.composition import FIRST_STAGE
+from rerank.composition import FIRST_STAGE, check_parts
 from rerank.data import write_run
+from rerank.errors import RerankError
 from rerank.evaluation.changes import changes_json, largest_changes
 from rerank.evaluation.report import write_report
 from rerank.evaluation.tables import Table, compare
 from rerank.experiment.arms import CLONE, LABELS, REFINED, arm_name, train_arms
 from rerank.experiment.lists import Lists, prepare
 from rerank.experiment.teaching import teach
-from rerank.experiment.workspace import Workspace, claim, locked, write_json
+from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
 from rerank.models.loading import load_encoder
 from rerank.recipe import Recipe
 from rerank.training.log import Log
@@ -34,13 +35,19 @@ def train(recipe: Recipe, out: Path, resume: bool = False, console: Console | No
 
     An interrupted run goes on with `resume=True`; a folder that already holds a run is refused without it.
     """
+    check_parts(recipe)
     claim(out, recipe, resume)
-    with locked(out):
-        work = Workspace(recipe, out, resume, Log(out / "metrics.jsonl", console))
-        try:
-            return _carry_out(work, command)
-        finally:
-            work.log.close()
+    try:
+        with locked(out):
+            work = Workspace(recipe, out, resume, Log(out / "metrics.jsonl", console))
+            try:
+                return _carry_out(work, command)
+            finally:
+                work.log.close()
+    except RerankError:
+        if not resume:
+            disclaim(out)
+        raise
 
 
 def _carry_out(work: Workspace, command: str) -> Table:

@@ -1,6 +1,7 @@
 """The folder of a run, and what the run tells while it goes on.
 
-recipe.toml  summary.json            what was run, with what, on which data
+recipe.toml  data.json               what is run, on which data (a resumed run must find the same)
+summary.json                         with what, how long, and what is to be said about it
 first_stage/ orderings/              computed once, reused by --resume
 arms/                                weights and facts of each finished stage
 runs/ARM.trec                        what each arm ranked
@@ -24,6 +25,7 @@ from rerank.recipe import Recipe
 from rerank.training.log import Log
 
 RECIPE = "recipe.toml"
+DATA = "data.json"
 LOCK = ".lock"
 
 
@@ -62,15 +64,30 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     written = out / RECIPE
     if written.exists():
         if not resume:
-            raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+            raise InputError(
+                f"{out} already holds a run: add --resume to go on with it, delete it, or choose another --out"
+            )
         if written.read_text(encoding="utf8") != recipe.text:
-            raise Mismatch(f"{written} is not the recipe given: a run is resumed with the recipe it was begun with")
+            raise Mismatch(
+                f"{written} is not the recipe given: a run is resumed with the recipe it was begun with. "
+                f"To begin anew delete {out}, or choose another --out"
+            )
     elif resume:
         raise InputError(f"there is no run in {out} to resume")
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(written, recipe.text)
+
+
+def disclaim(out: Path) -> None:
+    """Give a folder back in which nothing was computed, so that a corrected recipe can use it."""
+    if any((out / name).exists() for name in ("first_stage", "arms")):
+        return
+    for name in (RECIPE, DATA, "metrics.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 @contextmanager
@@ -82,7 +99,9 @@ def locked(out: Path) -> Iterator[None]:
     except FileExistsError:
         owner = lock.read_text(encoding="utf8").strip()
         if owner.isdigit() and _alive(int(owner)):
-            raise InputError(f"process {owner} is working in {out}; wait for it, or choose another --out") from None
+            raise InputError(
+                f"process {owner} is working in {out} (its lock is {lock}); wait for it, or choose another --out"
+            ) from None
         lock.unlink(missing_ok=True)
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     with os.fdopen(handle, "w") as file:

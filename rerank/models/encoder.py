@@ -6,14 +6,15 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from rerank.errors import InputError, NotFound
+from rerank.errors import InputError, NotFound, RerankError
 from rerank.types import Encoder
 
 if TYPE_CHECKING:
@@ -21,6 +22,29 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger("rerank.models")
+
+
+@contextmanager
+def named_failures(name: str) -> Iterator[None]:
+    """Nothing; what the libraries raise while they load the model `name` becomes an error of ours that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except RerankError:
+        raise
+    except SafetensorError as error:
+        raise InputError(f"the model {name!r} could not be loaded, its weights are damaged: {error}") from error
+    except (OSError, ValueError) as error:
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, ValueError):
+            raise InputError(f"the model {name!r} could not be loaded: {problem}") from error
+        if Path(name).exists():
+            raise NotFound(f"the model {name!r} could not be loaded: {problem}") from error
+        raise NotFound(
+            f"the model {name!r} could not be loaded: there is no such folder here (paths start at {Path.cwd()}), "
+            f"and the hub does not have it or cannot be reached: {problem}"
+        ) from error
 
 
 @final
@@ -50,7 +74,8 @@ class SentenceEncoder:
         if isinstance(model, str | Path):
             if isinstance(model, Path) and not model.is_dir():
                 raise NotFound(f"{model} is no folder: give the folder of a sentence-transformers model, or a hub name")
-            model = SentenceTransformer(str(model), device=self.device, model_kwargs={"use_safetensors": True})
+            with named_failures(str(model)):
+                model = SentenceTransformer(str(model), device=self.device, model_kwargs={"use_safetensors": True})
         tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
         if tokenizer is not None:
             # Some tokenizer.json files pad every text to a fixed length, which costs time and changes nothing else.

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,7 +22,7 @@ from torch import nn
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, Mismatch, NotFound, need
 from rerank.models.cross_encoder import CrossEncoderScorer
-from rerank.models.encoder import SentenceEncoder, VectorStore
+from rerank.models.encoder import SentenceEncoder, VectorStore, named_failures
 from rerank.models.light import LightScorer
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
@@ -50,7 +51,9 @@ def backbone_path(name: str) -> str:
         return str(folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not any((folder / file).exists() for file in ("config.json", "modules.json", SETTINGS)):
+        if not _holds_model(folder):
+            if _holds_model(folder / "model"):
+                raise InputError(f"{name} is the folder of a run, its model is inside; did you mean {name}/model?")
             raise InputError(f"{name} is no model: it has neither config.json nor modules.json nor {SETTINGS}")
         return str(folder)
     if folder.exists():
@@ -60,6 +63,10 @@ def backbone_path(name: str) -> str:
     return name
 
 
+def _holds_model(folder: Path) -> bool:
+    return any((folder / file).exists() for file in ("config.json", "modules.json", SETTINGS))
+
+
 def is_ranker(name: str) -> bool:
     """Whether a model is a cross-encoder or one of ours, rather than an encoder of single texts."""
     from transformers import AutoConfig
@@ -67,15 +74,27 @@ def is_ranker(name: str) -> bool:
     path = backbone_path(name)
     if (Path(path) / SETTINGS).exists():
         return True
-    try:
+    with named_failures(name):
         return _is_cross_encoder(path, AutoConfig)
-    except OSError as error:
-        raise _not_loaded(name, error) from error
 
 
-def load_encoder(name: str, precision: str = "auto") -> VectorStore:
+def load_encoder(name: str, precision: str = "auto", device: str | None = None) -> VectorStore:
     """A bi-encoder by backbone name; it remembers what it has encoded."""
-    return VectorStore(SentenceEncoder(backbone_path(name), precision=compute_dtype(precision, automatic_device())))
+    dtype = compute_dtype(precision, _checked_device(device) or automatic_device())
+    return VectorStore(SentenceEncoder(backbone_path(name), device=device, precision=dtype))
+
+
+def _checked_device(device: str | None) -> torch.device | None:
+    """The device, once something was put on it; None for None, which leaves the choice to us."""
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"device {device!r} cannot be used; give 'cpu', 'cuda', 'cuda:1' or 'mps': {problem}"
+        ) from error
 
 
 def load_cross_encoder(
@@ -83,17 +102,10 @@ def load_cross_encoder(
 ) -> tuple[CrossEncoderScorer, bool]:
     """(scorer, whether its head is fresh). An encoder or bi-encoder gets pooling and a head that is zero at first."""
     path = backbone_path(name)
-    try:
+    _checked_device(device)
+    with named_failures(name):
         model, fresh = _sentence_transformer(path, pooling, device)
-    except OSError as error:
-        raise _not_loaded(name, error) from error
-    except SafetensorError as error:
-        raise InputError(f"the model {name!r} could not be loaded, its weights are damaged: {error}") from error
     return CrossEncoderScorer(model, max_length, precision), fresh
-
-
-def _not_loaded(name: str, error: OSError) -> NotFound:
-    return NotFound(f"the model {name!r} could not be loaded: {str(error).splitlines()[0]}")
 
 
 def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tuple[Any, bool]:
@@ -123,7 +135,11 @@ def _is_cross_encoder(path: str, auto_config: Any) -> bool:
 
 def save_policy(policy: ScorePolicy, folder: Path) -> None:
     """Write a policy so that `load_policy` (and, for a cross-encoder, sentence-transformers) reads it back."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise InputError(f"{folder} cannot hold a model: {problem}; give a folder, new or old") from error
     scorer = policy.scorer
     settings: dict[str, Any] = {"format": FORMAT, "kind": scorer.kind, "budget": policy.budget}
     if policy.first_stage is not None:
@@ -147,9 +163,14 @@ def load_policy(
     place = backbone_path(path)
     settings = _settings(Path(place) / SETTINGS)
     if settings.get("kind") == "light":
-        scorer: nn.Module = _load_light(Path(place), settings, precision)
+        if max_length is not None:
+            raise InputError(
+                f"max_length = {max_length!r} was given, but {path} is a light model: its encoder's own length "
+                "counts; leave max_length out"
+            )
+        scorer: nn.Module = _load_light(Path(place), settings, precision, device)
     else:
-        length = max_length or settings.get("max_length", 512)
+        length = settings.get("max_length", 512) if max_length is None else max_length
         scorer, fresh = load_cross_encoder(path, length, precision=precision, device=device)
         if fresh:
             raise InputError(
@@ -158,7 +179,8 @@ def load_policy(
             )
     first_stage = settings.get("first_stage")
     weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
-    return ScorePolicy(scorer, weights, settings.get("budget", 4096)).eval()
+    # The weights of the first stage have to lie where the scorer's do.
+    return ScorePolicy(scorer, weights, settings.get("budget", 4096)).to(next(scorer.parameters()).device).eval()
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -170,15 +192,49 @@ def _settings(file: Path) -> dict[str, Any]:
         raise DataError.at(file, None, f"this is not JSON ({error}): save the model anew") from error
     if not isinstance(settings, dict):
         raise DataError.at(file, None, f"expected a table of settings, not {type(settings).__name__}")
-    if settings.get("format", FORMAT) > FORMAT:
-        raise Mismatch(
-            f"{file} has format {settings['format']}; this version of rerank reads up to {FORMAT}: upgrade it"
-        )
+    written = settings.get("format", FORMAT)
+    if _is_count(written) and written > FORMAT:
+        raise Mismatch(f"{file} has format {written}; this version of rerank reads up to {FORMAT}: upgrade it")
+    _check_settings(settings, file)
     return settings
 
 
-def _load_light(folder: Path, settings: dict[str, Any], precision: str) -> LightScorer:
-    scorer = LightScorer(load_encoder(str(folder / settings["encoder"]), precision), settings["hidden"])
+def _check_settings(settings: dict[str, Any], file: Path) -> None:
+    """Nothing; an error that names the first field with a value that is not allowed."""
+    light = settings.get("kind") == "light"
+    for field in ("format", "budget", "max_length", "hidden"):
+        if (field in settings or (light and field == "hidden")) and not _is_count(settings.get(field)):
+            raise _broken(file, field, settings.get(field), "a whole number of at least 1")
+    encoder = settings.get("encoder")
+    if light and not (isinstance(encoder, str) and encoder and (file.parent / encoder).is_dir()):
+        raise _broken(file, "encoder", encoder, "the name of a folder beside this file")
+    first_stage = settings.get("first_stage")
+    if first_stage is None:
+        return
+    if not isinstance(first_stage, dict) or not isinstance(first_stage.get("active"), bool):
+        raise _broken(file, "first_stage", first_stage, "a table of weights and active (true or false)")
+    weights = first_stage.get("weights")
+    if not isinstance(weights, dict) or not all(_is_finite(weight) for weight in weights.values()):
+        raise _broken(file, "first_stage.weights", weights, "a table of retriever names and finite numbers")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: Any) -> bool:
+    # The bound also keeps out NaN, and integers that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e30
+
+
+def _broken(file: Path, field: str, value: Any, allowed: str) -> DataError:
+    found = f"is {value!r:.60}" if value is not None else "is missing"
+    return DataError.at(file, None, f"field {field!r} {found}; allowed is {allowed}: save the model anew")
+
+
+def _load_light(folder: Path, settings: dict[str, Any], precision: str, device: str | None) -> LightScorer:
+    place = _checked_device(device) or automatic_device()
+    scorer = LightScorer(load_encoder(str(folder / settings["encoder"]), precision, device), settings["hidden"])
     head = folder / "head.safetensors"
     try:
         scorer.load_state_dict(load_file(head))
@@ -186,4 +242,9 @@ def _load_light(folder: Path, settings: dict[str, Any], precision: str) -> Light
         raise NotFound(f"the model {str(folder)!r} could not be loaded: {head} cannot be read") from error
     except SafetensorError as error:
         raise InputError(f"the model {str(folder)!r} could not be loaded, {head} is damaged: {error}") from error
-    return scorer
+    except RuntimeError as error:
+        raise InputError(
+            f"the model {str(folder)!r} could not be loaded: {head} does not fit field 'hidden' = {scorer.hidden} of "
+            f"{folder / SETTINGS} and the {scorer.dim} dimensions of {settings['encoder']}/: {error}"
+        ) from error
+    return scorer.to(place)

@@ -37,6 +37,7 @@ class Log:
         if self.path is None:
             return
         if self._file is None:
+            _mend_tail(self.path)
             self._file = self.path.open("a", encoding="utf8")
         facts["seconds"] = round(time.monotonic() - self.began, 2)
         self._file.write(json.dumps({k: _short(v) for k, v in facts.items()}) + "\n")
@@ -82,6 +83,12 @@ class Log:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _mend_tail(path: Path) -> None:
+    """Cut off a last line that a kill left unfinished, so that what follows stands on lines of its own."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def _short(value: Any) -> Any:

@@ -78,12 +78,15 @@ class Schedule:
         if self.list_size < 2:
             raise InputError("list_size must be at least 2: a list of one has nothing to order")
         for name in ("learning_rate", "head_learning_rate", "first_stage_learning_rate", "epochs", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be greater than 0, not {getattr(self, name)!r}")
+            if not 0 < getattr(self, name) < 1e6:
+                raise InputError(f"{name} must be greater than 0 and a sensible number, not {getattr(self, name)!r}")
+        for name in ("warmup", "plain_weight", "weight_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be from 0 to 1, not {getattr(self, name)!r}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes must be greater than 0, not {self.minutes!r}")
         if self.steps is not None and self.steps < 0:
             raise InputError(f"steps must be at least 0, not {self.steps!r}")
-        if not 0 <= self.plain_weight <= 1:
-            raise InputError(f"plain_weight is a share, from 0 to 1, not {self.plain_weight!r}")
 
     def total_steps(self, n_lists: int) -> int:
         """The number of steps for a training set of `n_lists`."""
@@ -303,7 +306,8 @@ def _count_bad_step(state: _State, loss: float) -> None:
     if state.bad_steps >= MAX_BAD_STEPS:
         raise TrainingError(
             f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (stage {state.context.stage!r}, "
-            f"step {state.step}); the last good checkpoint is kept. Lower learning_rate, or set precision = 'float32'"
+            f"step {state.step}). The stages before it are kept. Lower its learning rates, or "
+            "set precision = 'float32'; a changed recipe needs a new --out"
         )
 
 

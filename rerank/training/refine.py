@@ -61,10 +61,12 @@ class Refine(Schedule):
         for name, allowed in (("estimator", get_args(Estimator)), ("utility", get_args(Utility))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if self.temperature is not None and not self.temperature > 0:
+        if self.temperature is not None and not 0 < self.temperature < 1e6:
             raise InputError(f"temperature must be greater than 0, not {self.temperature!r}")
-        if self.anchor < 0:
+        if not 0 <= self.anchor < 1e6:
             raise InputError(f"anchor must be at least 0, not {self.anchor!r}")
+        if not 0 < self.entropy < 100:
+            raise InputError(f"entropy must be greater than 0 nats, not {self.entropy!r}")
         if self.samples < 2:
             raise InputError(f"samples must be at least 2, not {self.samples!r}: each is compared with the others")
 
@@ -188,7 +190,10 @@ class _Reinforcement:
     def _sampled(self, scores: Tensor, batch: ListBatch, key: int) -> tuple[Tensor, dict[str, float]]:
         draw = generator(key, device=scores.device)
         rankings = plackett_luce.sample(scores, batch.mask, self.settings.samples, draw)
-        rewards = self.reward(rankings, batch).to(scores.device)
+        try:
+            rewards = self.reward(rankings, batch).to(scores.device)
+        except ValueError as error:  # a user's function returned what is no reward; its message says what
+            raise InputError(str(error)) from error
         cutoff = getattr(self.reward, "cutoff", None)
         log_probs = plackett_luce.log_prob(scores, batch.mask, rankings[..., :cutoff])
         return rloo(rewards, log_probs), {"expected": float(rewards.mean())}
