@@ -64,8 +64,9 @@ def quickstart(
             raise InputError(f"--code {code}: a path with quotes or backslashes cannot be written into a recipe")
         text = text.replace('"code#', f'"code:{code.resolve().as_posix()}#')
     with _interruptible():
-        carry_out(parse_recipe(text, Path.cwd(), "quickstart"), out, resume, console, _command())
-    _next_steps(out)
+        loaded = parse_recipe(text, Path.cwd(), "quickstart")
+        carry_out(loaded, out, resume, console, _command())
+    _next_steps(out, loaded.models[0].name)
 
 
 @app.command()
@@ -82,7 +83,7 @@ def train(
         loaded = load_recipe(recipe)
         folder = out or Path("runs") / loaded.name
         carry_out(loaded, folder, resume, console, _command())
-    _next_steps(folder)
+    _next_steps(folder, loaded.models[0].name)
 
 
 @app.command()
@@ -248,9 +249,8 @@ def _command() -> str:
     return shlex.join(["rerank", *sys.argv[1:]])
 
 
-def _next_steps(folder: Path) -> None:
-    models = [path.parent for path in sorted((folder / "model").rglob("rerank.json"))]
-    model = models[0] if models else folder / "model"
+def _next_steps(folder: Path, model_name: str) -> None:
+    model = folder / "model" / model_name
     console.print(f"\nThe report:     {folder / 'report.html'}", highlight=False)
     console.print(f"The model:      {model}", highlight=False)
     console.print(f'Use it:         rerank rank {model} --query "..." --documents texts.txt', highlight=False)

@@ -133,6 +133,12 @@ class _Trainer:
             f"{name}: dev {self.dev.name} {facts['dev']:.3f} at step {facts['best_step']} of {facts['steps']}, "
             f"{facts['lists']} lists, {facts['seconds']:.0f} s"
         )
+        plain = facts["dev_views"].get("plain", facts["dev"])
+        if stage == REFINED and plain < facts["dev"] - 0.05:
+            self.work.note(
+                f"{name}: without first-stage scores it ranks much worse (dev {self.dev.name} {plain:.3f} against "
+                f"{facts['dev']:.3f}): use it with them, or train it longer"
+            )
         if facts["best_step"] == 0:
             given = "the first stage with fitted weights" if stage == CLONE else "the clone"
             self.work.note(f"{name}: no step beat {given} on the dev lists, so that itself is handed over")
