@@ -76,6 +76,13 @@ def train_arms(
     return Arms(trainer.runs, trainer.against(), trainer.seconds)
 
 
+def keep_run(work: Workspace, run: Run) -> None:
+    """Write what an arm ranked to `runs/ARM.trec`."""
+    folder = work.out / "runs"
+    folder.mkdir(exist_ok=True)
+    write_run(run, folder / f"{run.name.replace(' ', '-')}.trec")
+
+
 class _Trainer:
     def __init__(self, work: Workspace, model: Model, lists: Lists) -> None:
         self.work, self.model, self.lists = work, model, lists
@@ -151,8 +158,6 @@ class _Trainer:
                 self.work.note(f"{name}: {facts[key]} {text}")
 
     def _rank(self, policy: ScorePolicy, name: str) -> None:
-        path = self.work.out / "runs"
-        path.mkdir(exist_ok=True)
         test = self.lists.test.lists
         with self.work.timed("rank the test lists"):
             views = rerank_lists(policy, [_cut(c, self.model.depth) for c in test], name)
@@ -161,7 +166,7 @@ class _Trainer:
             if view != "served" and not name.endswith(REFINED):
                 continue
             self.runs[arm] = with_rest(run, test, arm)
-            write_run(self.runs[arm], path / f"{arm.replace(' ', '-')}.trec")
+            keep_run(self.work, self.runs[arm])
 
     def against(self) -> list[tuple[str, str]]:
         """The questions that the table answers about this model, the main one of each arm first."""

@@ -13,12 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, check_parts
-from rerank.data import write_run
 from rerank.errors import RerankError
 from rerank.evaluation.changes import changes_json, largest_changes
 from rerank.evaluation.report import write_report
 from rerank.evaluation.tables import Table, compare
-from rerank.experiment.arms import CLONE, LABELS, REFINED, arm_name, train_arms
+from rerank.experiment.arms import CLONE, LABELS, REFINED, arm_name, keep_run, train_arms
 from rerank.experiment.lists import Lists, prepare
 from rerank.experiment.teaching import teach
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
@@ -58,6 +57,8 @@ def _carry_out(work: Workspace, command: str) -> Table:
         lists = prepare(work, encoder)
     orderings, teacher_runs = teach(work, lists)
     runs = {FIRST_STAGE: _run_of(lists.test.lists), **teacher_runs}
+    for run in runs.values():
+        keep_run(work, run)
     against: list[tuple[str, str]] = []
     seconds: dict[str, float] = {}
     for model in recipe.models:
@@ -86,9 +87,6 @@ def _conclude(
 ) -> Table:
     """Table, changes, summary and report of what has been done so far."""
     recipe, out = work.recipe, work.out
-    (out / "runs").mkdir(exist_ok=True)
-    for name, run in runs.items():
-        write_run(run, out / "runs" / f"{name.replace(' ', '-')}.trec")
     table = compare(runs, lists.collection.qrels, recipe.evaluation.measures, against, seconds)
     write_json(out / "table.json", table.to_json())
     last = [name for name in runs if name.endswith(REFINED)][-1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -273,8 +273,7 @@ def _step(state: _State, lists: list[CandidateList], objective: Objective) -> tu
     key = key_of(context.seed, context.model, context.stage, state.step)
     total = 0.0
     facts: dict[str, float] = {}
-    for number, group in enumerate(_fitting(policy, lists, schedule.graph_tokens)):
-        items = policy.pair_scorer.encode(group)
+    for number, (group, items) in enumerate(_fitting(policy, lists, schedule.graph_tokens)):
 
         def loss_of(flat: Tensor, group: list[CandidateList] = group, number: int = number) -> Tensor:
             views = policy.views(flat, group)
@@ -311,19 +310,24 @@ def _count_bad_step(state: _State, loss: float) -> None:
         )
 
 
-def _fitting(policy: ScorePolicy, lists: list[CandidateList], graph_tokens: int) -> Iterator[list[CandidateList]]:
-    """Groups of whole lists whose activations fit at once; a longer list stands alone (gradient cache)."""
+def _fitting(
+    policy: ScorePolicy, lists: list[CandidateList], graph_tokens: int
+) -> Iterator[tuple[list[CandidateList], list[Sized]]]:
+    """Groups of whole lists, with their items, whose activations fit at once; a longer list stands alone."""
     group: list[CandidateList] = []
+    held: list[Sized] = []
     used = 0
     for candidates in lists:
-        cost = sum(len(item) for item in policy.pair_scorer.encode([candidates]))
+        items = policy.pair_scorer.encode([candidates])
+        cost = sum(map(len, items))
         if group and used + cost > graph_tokens:
-            yield group
-            group, used = [], 0
+            yield group, held
+            group, held, used = [], [], 0
         group.append(candidates)
+        held.extend(items)
         used += cost
     if group:
-        yield group
+        yield group, held
 
 
 def _batches(
