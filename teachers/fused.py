@@ -13,7 +13,7 @@ from rerank.errors import InputError, nearest
 from rerank.retrieval.fusion import NORMALISATIONS, fuse_ranks, fuse_scores
 from rerank.types import CandidateList, Ordering
 
-from .scored import by_score, tell_left_out
+from .scored import scored_orderings
 
 logger = logging.getLogger("rerank.teachers.fused")
 
@@ -36,14 +36,7 @@ class Fused:
 
     def __call__(self, lists: Iterable[CandidateList]) -> Iterator[Ordering]:
         """One ordering a list, with the fused scores; lists of fewer than two candidates are left out."""
-        total = short = 0
-        for candidates in lists:
-            total += 1
-            if len(candidates) < 2:
-                short += 1
-                continue
-            yield by_score(candidates, self._fuse(candidates), self.name)
-        tell_left_out(logger, self.name, short, total, "fewer than two candidates")
+        yield from scored_orderings(lists, self._fuse, self.name, logger)
 
     def _fuse(self, candidates: CandidateList) -> list[float]:
         features = candidates.features

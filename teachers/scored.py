@@ -39,10 +39,22 @@ def by_score(candidates: CandidateList, scores: Sequence[float], teacher: str) -
     )
 
 
-def tell_left_out(log: logging.Logger, teacher: str, left_out: int, total: int, why: str) -> None:
-    """Nothing; one log line that says how many lists the teacher did not order."""
-    if left_out:
-        log.warning("teacher %r left out %d of %d lists: %s", teacher, left_out, total, why)
+def scored_orderings(
+    lists: Iterable[CandidateList],
+    score: Callable[[CandidateList], Sequence[float]],
+    teacher: str,
+    log: logging.Logger,
+) -> Iterator[Ordering]:
+    """One ordering a list by `score`; lists of fewer than two candidates are left out, and counted at the end."""
+    total = short = 0
+    for candidates in lists:
+        total += 1
+        if len(candidates) < 2:
+            short += 1
+            continue
+        yield by_score(candidates, score(candidates), teacher)
+    if short:
+        log.warning("teacher %r left out %d of %d lists: %s", teacher, short, total, "fewer than two candidates")
 
 
 @final
@@ -67,14 +79,7 @@ class Scored:
 
     def __call__(self, lists: Iterable[CandidateList]) -> Iterator[Ordering]:
         """One ordering a list, with scores; lists of fewer than two candidates are left out."""
-        total = short = 0
-        for candidates in lists:
-            total += 1
-            if len(candidates) < 2:
-                short += 1
-                continue
-            yield by_score(candidates, self._score(candidates), self.name)
-        tell_left_out(logger, self.name, short, total, "fewer than two candidates")
+        yield from scored_orderings(lists, self._score, self.name, logger)
 
 
 def _pair_scores(predict: Callable[..., Any]) -> Callable[[CandidateList], list[float]]:
