@@ -197,6 +197,12 @@ def rank(
     out: Annotated[Path | None, typer.Option("--out", help="The TREC run to write.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Documents to print.")] = 10,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Print how probably each document is relevant, not its logit.")
+    ] = False,
+    min_probability: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Leave out less probable documents.")
+    ] = None,
 ) -> None:
     """Rank documents for a query, or rerank a whole run.
 
@@ -212,8 +218,9 @@ def rank(
     if query is not None and documents is not None:
         if not query.strip():
             raise InputError("--query is empty; give the words to rank for")
-        for hit in rank_texts(model, query, documents, top_k):
-            console.print(f"{hit.score:9.3f}  {hit.text}", highlight=False, soft_wrap=True, markup=False)
+        for hit in rank_texts(model, query, documents, top_k, probabilities, min_probability):
+            shown = hit.probability if probabilities else hit.score
+            console.print(f"{shown:9.3f}  {hit.text}", highlight=False, soft_wrap=True, markup=False)
     elif collection is not None and run is not None and out is not None:
         ranked = rerank_run(model, collection, run, out, depth, console)
         console.print(f"{len(ranked.rankings)} queries: {out}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rerank.data import fingerprint
 from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest
@@ -17,41 +18,81 @@ from rerank.models.encoder import VectorStore
 from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Recipe, Retrieval, TeacherChoice
+from rerank.training.refine import Refine
 from rerank.types import Collection, Retriever, Reward, Teacher
 
 LIGHT_BUDGET, CPU_BUDGET, GPU_BUDGET = 1_000_000, 4096, 65536
 """Tokens of a micro-batch: what stays in a CPU's cache, what fills a GPU; a light item costs next to nothing."""
 
+Gain = Literal["linear", "exponential"]
+Ideal = Literal["candidates", "judged"]
+SPELLING = re.compile(r"([A-Za-z]+)(?:\(rel=([1-9]\d*)\))?(?:@([1-9]\d*))?")
+"""How a reward is spelled: `nDCG@10`, `RR(rel=2)@10`, `AP`, `ERR@20`."""
+
 FIRST_STAGE = "first stage"
 """The feature that holds the score of the (fused) run itself."""
 
 
-def reward_named(name: str) -> Reward:
-    """The reward of a measure (`nDCG@10`, `RR@10`, ...) or of a function of the user's own (`module:function`)."""
+def reward_of(refine: Refine) -> Reward:
+    """The reward that a refinement maximises: one measure or function, or a weighted mixture of several."""
+    return _mixed(refine.reward, refine.gain, refine.ideal)
+
+
+def dev_reward_of(refine: Refine) -> Reward:
+    """The reward that selects on dev lists: as `reward_of`, with the ideal over all judged documents."""
+    return _mixed(refine.reward, refine.gain, "judged")
+
+
+def reward_named(name: str, gain: Gain = "linear", ideal: Ideal = "candidates") -> Reward:
+    """The reward of a measure (`nDCG@10`, `AP`, ...) or of the user's own (`module:function`, `module:reward`)."""
     from rerank.rewards import REWARDS, FunctionReward
 
     if ":" in name:
-        return FunctionReward(_function(name), name)
-    measure = parse_measure(name)
-    if measure.name not in REWARDS:
-        raise InputError(f"{name} is not a reward{nearest(measure.name, REWARDS)}; or give your own as module:function")
-    graded = measure.name in ("nDCG", "DCG", "ERR")
-    return REWARDS[measure.name](cutoff=measure.cutoff, **({} if graded else {"level": measure.rel}))
+        found = _imported(name)
+        # A reward is asked for rankings of a batch, a function for one ranking of one list.
+        exact = any(hasattr(found, kind) for kind in ("terms", "expected", "parts"))
+        return found if exact or isinstance(found, FunctionReward) else FunctionReward(found, name)
+    measure, level, cutoff = _spelled(name, REWARDS)
+    settings: dict[str, Any] = {"cutoff": cutoff}
+    settings |= {"gain": gain} if measure in ("nDCG", "DCG") else {}
+    settings |= {"ideal": ideal} if measure in ("nDCG", "R", "AP", "Rprec") else {}
+    settings |= {} if measure in ("nDCG", "DCG", "ERR") else {"level": level}
+    return REWARDS[measure](**settings)
 
 
-def dev_reward(name: str) -> Reward:
-    """The reward that selects on dev lists: as `reward_named`, with the ideal over all judged documents."""
-    from rerank.rewards import ndcg, recall
+def _spelled(name: str, known: Iterable[str]) -> tuple[str, int, int | None]:
+    """(measure, lowest relevant grade, cutoff) of a reward; also of those that the table has no column for."""
+    match = SPELLING.fullmatch(name.replace(" ", ""))
+    found = {other.casefold(): other for other in known}.get(match[1].casefold()) if match else None
+    if match is None or found is None:
+        try:
+            measure = parse_measure(name)
+        except InputError:
+            measure = None
+        if measure is None or measure.name not in known:
+            raise InputError(
+                f"{name!r} is not a reward{nearest(name, list(known))}; or give your own as module:function"
+            )
+        return measure.name, measure.rel, measure.cutoff
+    return found, int(match[2] or 1), int(match[3]) if match[3] else None
 
-    measure = None if ":" in name else parse_measure(name)
-    if measure is not None and measure.name == "nDCG":
-        return ndcg(measure.cutoff, ideal="judged")
-    if measure is not None and measure.name == "R":
-        return recall(measure.cutoff, measure.rel, ideal="judged")
-    return reward_named(name)
+
+def _mixed(reward: str | Mapping[str, float], gain: Gain, ideal: Ideal) -> Reward:
+    from rerank.rewards import mixture
+
+    if isinstance(reward, str):
+        return reward_named(reward, gain, ideal)
+    weights = dict(reward)
+    if not weights or not all(_is_weight(w) for w in weights.values()):
+        raise InputError(f"reward = {weights!r}: a mixture names at least one reward, each with a weight above 0")
+    return mixture([(reward_named(name, gain, ideal), float(weight)) for name, weight in weights.items()])
 
 
-def _function(name: str) -> Callable[..., float]:
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6
+
+
+def _imported(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # `rerank` the command does not look in the current folder by itself
         sys.path.insert(0, os.getcwd())
@@ -62,7 +103,7 @@ def _function(name: str) -> Callable[..., float]:
         raise InputError(f"the function {name!r} cannot be imported from {os.getcwd()}: {kind}: {error}") from error
     if not callable(found):
         raise InputError(f"{name!r} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def retrievers_of(
@@ -102,12 +143,14 @@ def _dense(settings: Retrieval, collection: Collection, encoder: VectorStore, ca
 def check_parts(recipe: Recipe) -> None:
     """Raise what can be known to be wrong before any work: rewards, teachers, files, retrievers."""
     for model in recipe.models:
-        reward = recipe.refine_of(model).reward
-        reward_named(reward), dev_reward(reward)
+        refine = recipe.refine_of(model)
+        reward_of(refine), dev_reward_of(refine)
     for source in (*recipe.data.train, recipe.data.test):
         for path in (source.run, *source.teachers):
             if path is not None and not (recipe.base / path).is_file():
                 raise NotFound(f"data: there is no file {recipe.base / path}")
+        if source.candidates == "judged" and not recipe.retrieval.retrievers:
+            raise RecipeError("candidates = 'judged' are put in the order of retrieval.retrievers, which is empty")
         if source.run is None and not recipe.retrieval.retrievers:
             raise RecipeError("retrieval.retrievers is empty, and not every source has a run of its own")
     _check_teacher(recipe)

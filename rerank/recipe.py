@@ -43,6 +43,23 @@ else:
 
 T = TypeVar("T")
 
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "labels": ("labels",),
+    "standard": (
+        "labels",
+        "labels list_net",
+        "labels rank_net",
+        "labels tempered",
+        "longer clone",
+        "random reward",
+        "shuffled reward",
+        "inverted reward",
+        "shuffled teacher",
+    ),
+}
+CONTROLS["all"] = (*CONTROLS["standard"], "refined only", "refined rloo", "refined grpo", "labels refined")
+"""What `controls` may name: the arms that a run has beside clone and refined (`experiment.arms` says what they are)."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
 RETRIEVERS = ("bm25", "dense")
 
@@ -65,12 +82,17 @@ class Source:
     """A stored first stage (TREC, MS MARCO or RankLLM) instead of retrieval."""
     teachers: tuple[str, ...] = ()
     """Recorded orderings of these queries (TREC runs or RankLLM JSON)."""
+    candidates: Literal["retrieved", "judged"] = "retrieved"
+    """What is reranked: what the first stage finds, or the judged documents of each query (a task such as "order these
+    ten answers"), in the order of the first retriever."""
     limit: int | None = None
     """Use only this many queries (the first by hash of their ids)."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise RecipeError(f"limit = {self.limit} must be at least 1")
+        if self.candidates == "judged" and self.run is not None:
+            raise RecipeError(f"candidates = 'judged' takes no run; drop run = {self.run!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +194,19 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationChoice:
+    """`[calibrate]`: what turns the refined model's scores into probabilities; it never changes a ranking."""
+
+    kind: Literal["affine", "isotonic", "none"] = "affine"
+    level: int = 1
+    """The lowest grade that counts as relevant."""
+
+    def __post_init__(self) -> None:
+        if self.level < 1:
+            raise RecipeError(f"calibrate.level = {self.level} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """`[evaluation]`: what the table shows; the first measure decides."""
 
@@ -185,12 +220,17 @@ class Recipe:
     name: str
     data: Data
     seed: int = 0
+    seeds: int = 1
+    """How often everything is learned, with seeds seed, seed + 1, ...; the lists stay the same."""
+    controls: str | tuple[str, ...] = "labels"
+    """The arms beside clone and refined: "labels", "standard", "all", or a list of their names."""
     retrieval: Retrieval = field(default_factory=Retrieval)
     teacher: TeacherChoice = field(default_factory=TeacherChoice)
     models: tuple[Model, ...] = (Model(),)
     clone: Mapping[str, Any] = field(default_factory=dict)
     refine: Mapping[str, Any] = field(default_factory=dict)
     control: Mapping[str, Any] = field(default_factory=dict)
+    calibrate: CalibrationChoice = field(default_factory=CalibrationChoice)
     evaluation: Evaluation = field(default_factory=Evaluation)
     base: Path = field(default_factory=Path)
     """Folder that relative paths start from (set by `load_recipe`)."""
@@ -206,10 +246,22 @@ class Recipe:
         folders = [model.name.replace(" ", "-") for model in self.models]
         if len(set(folders)) != len(folders):
             raise RecipeError(f"[[models]]: {len(folders)} models need different names, got {folders}; set name = ...")
+        if self.seeds < 1:
+            raise RecipeError(f"seeds = {self.seeds} must be at least 1")
+        self._check_controls()
         for measure in self.evaluation.measures:
             parse_measure(measure)
         for model in self.models:
             self.clone_of(model), self.refine_of(model), self.control_of(model)
+
+    def _check_controls(self) -> None:
+        if isinstance(self.controls, str):
+            if self.controls not in CONTROLS:
+                raise RecipeError(f"controls = {self.controls!r} is not known{nearest(self.controls, CONTROLS)}")
+            return
+        for name in self.controls:
+            if name not in CONTROLS["all"]:
+                raise RecipeError(f"controls: there is no arm {name!r}{nearest(name, CONTROLS['all'])}")
 
     def clone_of(self, model: Model) -> Clone:
         """The cloning stage of one model."""

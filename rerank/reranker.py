@@ -4,7 +4,8 @@
     for hit in reranker.rank("who wrote Faust", documents, top_k=3):
         print(hit.index, hit.score, hit.text)
 
-Scores are logits. Equal scores keep the order in which the documents came.
+Scores are logits. Equal scores keep the order in which the documents came. A calibrated model also says how probable it
+is that a document is relevant (`rank(..., probabilities=True)`); the order is always that of the logits.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from rerank.engine.batching import score_items
 from rerank.errors import InputError
+from rerank.models.calibration import Calibration
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import ScorePolicy
 from rerank.types import CandidateList
@@ -38,6 +40,8 @@ class Ranked:
     score: float
     """Its logit."""
     text: str
+    probability: float | None = None
+    """How probable it is that the document is relevant, where that was asked for."""
 
 
 @final
@@ -67,15 +71,23 @@ class Reranker:
         documents: Sequence[str | Mapping[str, Any]],
         top_k: int | None = None,
         first_stage: Mapping[str, Sequence[float]] | None = None,
+        probabilities: bool = False,
+        min_probability: float | None = None,
     ) -> list[Ranked]:
         """The `top_k` best documents (all by default), best first.
 
         A document is a text or a mapping with a `text`. `first_stage` may hold the scores that the model was trained
-        with (retriever name -> a score for each document); without them the plain scorer decides.
+        with (retriever name -> a score for each document); without them the plain scorer decides. `probabilities`
+        adds each document's probability of relevance, `min_probability` also drops the documents below it; both need a
+        calibrated model.
         """
         texts = _texts(documents)
         _check_text(query, "query")
         top_k = _top_k(top_k, len(texts))
+        floor = _floor(min_probability)
+        calibration = None
+        if probabilities or min_probability is not None:
+            calibration = self._calibration(with_features=first_stage is not None)
         if not texts:
             return []
         candidates = CandidateList(
@@ -87,9 +99,14 @@ class Reranker:
         )
         with torch.inference_mode():
             views = self.policy.eval().all_views([candidates]) if candidates.features else self._plain(candidates)
-        scores = views[0, 0].double().cpu().numpy()
+        logits = views[0, 0].cpu().double()
+        scores = logits.numpy()
         order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Ranked(int(i), float(scores[i]), texts[i]) for i in order]
+        if calibration is None:
+            return [Ranked(int(i), float(scores[i]), texts[i]) for i in order]
+        # In float64, as thresholds are found: an isotonic map gives whole groups exactly the value of a threshold.
+        found = calibration.probability(logits).numpy()
+        return [Ranked(int(i), float(scores[i]), texts[i], float(found[i])) for i in order if found[i] >= floor]
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Logits, float32 [n], of (query, document) pairs, without first-stage scores."""
@@ -109,6 +126,25 @@ class Reranker:
     def _plain(self, candidates: CandidateList) -> torch.Tensor:
         scorer = self.policy.eval().pair_scorer
         return score_items(scorer, scorer.encode([candidates]), self.policy.budget)[None, None]
+
+    def _calibration(self, with_features: bool) -> Calibration:
+        """The calibration of the scores that will be given: with the first stage's, or without."""
+        calibration, weights = self.policy.calibration, self.policy.first_stage
+        if calibration is None:
+            raise InputError(
+                "this model is not calibrated, so it has scores and no probabilities: train it with kind = 'affine' "
+                "under [calibrate] of the recipe, or call rerank.training.calibrate.Calibrate().run(reranker.policy, "
+                "lists) with judged lists and save it"
+            )
+        active = weights is not None and weights.active
+        if active and with_features:
+            return calibration
+        if active and calibration.plain is None:
+            raise InputError(
+                f"this model's probabilities are those of scores with the first stage's: give first_stage with "
+                f"{list(weights.names) if weights else []}, or calibrate the model anew"
+            )
+        return calibration.plain or calibration
 
     def _features(self, first_stage: Mapping[str, Sequence[float]] | None, n: int) -> dict[str, tuple[float, ...]]:
         weights = self.policy.first_stage
@@ -173,3 +209,13 @@ def _top_k(top_k: Any, n: int) -> int:
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise InputError(f"top_k must be a whole number of at least 1, or None for all, not {top_k!r}")
     return min(top_k, n)
+
+
+def _floor(min_probability: Any) -> float:
+    """The least probability that is kept; 0 for None."""
+    if min_probability is None:
+        return 0.0
+    allowed = isinstance(min_probability, int | float | np.floating) and not isinstance(min_probability, bool)
+    if not allowed or not 0.0 <= min_probability <= 1.0:
+        raise InputError(f"min_probability must be a number from 0 to 1, or None for all, not {min_probability!r}")
+    return float(min_probability)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of, mask_of
-from rerank.objective.expected import FINE, expected_metric
+from rerank.objective.expected import FINE, expected_reward, is_exact
 from rerank.types import CandidateList, Ordering, Policy, Reward, Teacher
 
 MOST = 6
@@ -120,12 +120,16 @@ def check_reward(
     *,
     bounds: tuple[float, float] | None = None,
     follows_grades: bool = True,
+    follows_first_stage: bool = False,
 ) -> None:
     """Nothing; raises `ContractError` unless `reward` keeps the promises of `types.Reward` on `batch` (toy lists).
 
     `bounds` are the smallest and largest value it promises. `follows_grades=False` is for a reward that looks at
-    something other than the labels: then ranking by grade need not be best. A reward that has `factors` must agree
-    with them, ranking by ranking and in expectation.
+    something other than the labels: then ranking by grade need not be best. `follows_first_stage=True` is for one
+    that compares with the list's own order: then listing the candidates in another order may change it.
+
+    A reward that is exact must agree with itself: its `terms`, or its `parts` and `combine`, give the value of each
+    ranking, and its expectation is the mean over all rankings (not asked of a combination that is not linear).
     """
     batch = batch_of(toy_lists()) if batch is None else batch
     rankings = every_ranking(batch.mask)
@@ -135,7 +139,8 @@ def check_reward(
         inside = (values >= low - 1e-6) & (values <= high + 1e-6)
         _promise(inside, f"the reward must lie in [{low}, {high}]", batch.lists, values)
     _promise(_values(reward, rankings, batch) == values, "asked twice, the reward must be the same", batch.lists)
-    _check_permuted_candidates(reward, batch, rankings, values)
+    if not follows_first_stage:
+        _check_permuted_candidates(reward, batch, rankings, values)
     wide = _padded_more(batch, 2)
     wide_rankings = every_ranking(wide.mask)
     same = _close(_values(reward, wide_rankings, wide), values)
@@ -146,8 +151,11 @@ def check_reward(
         at_best = _values(reward, by_grade, batch)[:, 0] >= highest - 1e-6
         _promise(at_best[:, None], "no ranking may beat the one sorted by grade", batch.lists)
     _check_malformed(reward, wide, highest)
-    if callable(getattr(reward, "factors", None)):
-        _check_factors(reward, batch, rankings, values)
+    if callable(getattr(reward, "terms", None)):
+        _check_terms(reward, batch, rankings, values)
+    linear = _check_parts(reward, batch, rankings, values) if hasattr(reward, "parts") else True
+    if linear and is_exact(reward):
+        _check_expectation(reward, batch, rankings, values)
 
 
 def every_ranking(mask: Tensor) -> Tensor:
@@ -208,30 +216,65 @@ def _check_malformed(reward: Reward, wide: ListBatch, highest: Tensor) -> None:
         _promise(fair, f"a ranking that {what} must not pay more than the best real one", wide.lists, values)
 
 
-def _check_factors(reward: Any, batch: ListBatch, rankings: Tensor, values: Tensor) -> None:
-    gain, weight, survival = reward.factors(batch)
-    if gain.shape != batch.mask.shape or weight.ndim != 1 or (survival is not None and survival.shape != gain.shape):
+def _check_terms(reward: Any, batch: ListBatch, rankings: Tensor, values: Tensor) -> None:
+    total = torch.zeros_like(values)
+    for term in reward.terms(batch):
+        _check_term(term, batch)
+        for b, s in torch.cartesian_prod(torch.arange(values.shape[0]), torch.arange(values.shape[1])).tolist():
+            total[b, s] += _by_hand(term, b, rankings[b, s].tolist())
+    _promise(_close(total, values), "the terms must give the value of each ranking", batch.lists, values)
+
+
+def _check_term(term: Any, batch: ListBatch) -> None:
+    gain, weight, survival, counted = term
+    alike = all(x is None or x.shape == batch.mask.shape for x in (gain, survival, counted))
+    if not alike or weight.ndim not in (1, 2) or (weight.ndim == 2 and len(weight) != len(batch.mask)):
+        shapes = ", ".join(str(None if x is None else list(x.shape)) for x in term)
         raise ContractError(
-            f"factors must be gain {list(batch.mask.shape)}, weight [K], survival like gain or None; "
-            f"not {list(gain.shape)}, {list(weight.shape)}, {None if survival is None else list(survival.shape)}"
+            f"a term must be gain {list(batch.mask.shape)}, weight [K] or [{len(batch.mask)}, K], survival and counted "
+            f"like gain or None; not {shapes}"
         )
     _promise((gain == 0) | batch.mask, "the gain of padding must be 0", batch.lists, gain)
     if survival is not None:
         _promise((survival >= 0) & (survival <= 1), "survival must be a probability", batch.lists, survival)
-    stay = torch.ones_like(gain) if survival is None else survival
-    by_hand = torch.zeros_like(values)
-    for b, s in torch.cartesian_prod(torch.arange(values.shape[0]), torch.arange(values.shape[1])).tolist():
-        reach = 1.0
-        for place, d in enumerate(rankings[b, s].tolist()[: weight.shape[0]]):
-            by_hand[b, s] += reach * float(weight[place]) * float(gain[b, d])
-            reach *= float(stay[b, d])
-    _promise(_close(by_hand, values), "factors must give the value of each ranking", batch.lists, values)
-    scores = torch.randn(gain.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wide = None if survival is None else survival.double()
-    expected = expected_metric(scores, gain.double(), weight.double(), batch.mask, wide, FINE)
-    share = plackett_luce.log_prob(scores, batch.mask, rankings).softmax(-1)
-    same = _close((share * values).sum(-1), expected)
-    _promise(same[:, None], "the mean over all rankings must be the expectation that its factors give", batch.lists)
+    if counted is not None:
+        _promise((counted >= 0) & counted.isfinite(), "counted must not be negative", batch.lists, counted)
+
+
+def _by_hand(term: Any, b: int, ranking: list[int]) -> float:
+    """What one term pays for one ranking of list `b`, place by place."""
+    gain, weight, survival, counted = term
+    weights = (weight if weight.ndim == 1 else weight[b]).tolist()
+    total, reach, seen = 0.0, 1.0, 1.0
+    for place, d in enumerate(ranking[: len(weights)]):
+        total += reach * seen * weights[place] * float(gain[b, d])
+        reach *= 1.0 if survival is None else float(survival[b, d])
+        seen += 0.0 if counted is None else float(counted[b, d])
+    return total
+
+
+def _check_parts(reward: Any, batch: ListBatch, rankings: Tensor, values: Tensor) -> bool:
+    """Whether the combination is linear: then its expectation is that of all rankings."""
+    parts = torch.stack([_values(part, rankings, batch) for part in reward.parts], -1)
+    same = _close(reward.combine(parts, batch), values)
+    _promise(same, "combining the parts must give the value of each ranking", batch.lists, values)
+    # Between each ranking and the next one, a quarter of the way.
+    between = reward.combine(0.75 * parts + 0.25 * parts.roll(1, 1), batch)
+    return bool(_close(between, 0.75 * values + 0.25 * values.roll(1, 1)).all())
+
+
+def _check_expectation(reward: Any, batch: ListBatch, rankings: Tensor, values: Tensor) -> None:
+    scores = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = scores.masked_fill(~batch.mask, -torch.inf).requires_grad_()
+    expected = expected_reward(scores, reward, batch, FINE)
+    if expected.shape != values.shape[:1]:
+        raise ContractError(f"an expectation must be {list(values.shape[:1])}, one a list, not {list(expected.shape)}")
+    true = (plackett_luce.log_prob(scores, batch.mask, rankings).softmax(-1) * values).sum(-1)
+    same = _close(true.detach(), expected.detach())
+    _promise(same[:, None], "the mean over all rankings must be the expectation", batch.lists)
+    if expected.requires_grad:
+        ours, theirs = (torch.autograd.grad(x.sum(), scores)[0] for x in (expected, true))
+        _promise(_close(ours, theirs), "the gradient must be that of the mean over all rankings", batch.lists, ours)
 
 
 # -------------------------------------------------------------------------------------------------------------- policy

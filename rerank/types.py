@@ -239,9 +239,27 @@ class Reward(Protocol):
         ...
 
 
-class FactorisedReward(Reward, Protocol):
-    """A reward of the form sum_d gain_d * weight[rank_d] * prod of survival over the documents ranked before d."""
+class SummedReward(Reward, Protocol):
+    """A reward that is a sum of terms, each of a form whose expectation under Plackett-Luce is a known integral."""
 
-    def factors(self, lists: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(gain [B, N], weight [K], survival [B, N] or None for 1)."""
+    def terms(self, lists: Any) -> Sequence[Any]:
+        """Terms with gain [B, N], weight [K] or [B, K], survival and counted [B, N] or None (`rewards.Factors`)."""
+        ...
+
+
+class ClosedFormReward(Reward, Protocol):
+    """A reward whose expectation under Plackett-Luce is a formula of the scores."""
+
+    def expected(self, scores: Tensor, lists: Any) -> Tensor:
+        """Expected rewards [B] of the policy of scores [B, N], differentiable."""
+        ...
+
+
+class CombinedReward(Reward, Protocol):
+    """A reward made of exact rewards: what it is worth, and expected to be, follows from theirs."""
+
+    parts: tuple[Reward, ...]
+
+    def combine(self, values: Tensor, lists: Any) -> Tensor:
+        """Values [B, S, M] of the parts -> [B, S], differentiable."""
         ...

@@ -14,7 +14,27 @@ from rerank.models.encoder import VectorStore
 from rerank.models.light import LightScorer
 from rerank.models.loading import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
-from rerank.rewards import REWARDS, Factorised, Factors, FunctionReward, err, ndcg, recall
+from rerank.rewards import (
+    REWARDS,
+    ClosedForm,
+    Factorised,
+    Factors,
+    FunctionReward,
+    alpha_ndcg,
+    average_precision,
+    err,
+    headroom,
+    kendall,
+    minimum,
+    mixture,
+    ndcg,
+    r_precision,
+    rbo,
+    recall,
+    reciprocal_rank,
+    vector,
+    with_labels,
+)
 from rerank.teachers import Fused, Judged, Recorded, Remembered, Scored
 from rerank.testing import (
     ContractError,
@@ -27,7 +47,7 @@ from rerank.testing import (
 )
 from rerank.types import CandidateList, Ordering, Rollout, Run
 
-LEVELLED = ("RR", "Success", "R", "P", "RBP")
+LEVELLED = ("RR", "Success", "R", "P", "AP", "Rprec", "RBP")
 
 
 # ------------------------------------------------------------------------------------------------------- ours pass them
@@ -43,13 +63,68 @@ def test_a_binary_measure_keeps_the_promises_at_a_higher_level(name, level):
     check_reward(REWARDS[name](cutoff=3, level=level), bounds=(0.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    "reward",
-    [ndcg(3, "exponential"), ndcg(3, ideal="judged"), ndcg(None, ideal="judged"), recall(3, ideal="judged"), err(3, 2)],
-    ids=["exponential", "judged ideal", "judged ideal, no cutoff", "recall of judged", "two grades"],
-)
-def test_a_variant_of_a_measure_keeps_the_promises_of_a_reward(reward):
-    check_reward(reward, bounds=(0.0, 1.0))
+VARIANTS = {
+    "exponential": ndcg(3, "exponential"),
+    "judged ideal": ndcg(3, ideal="judged"),
+    "judged ideal, no cutoff": ndcg(None, ideal="judged"),
+    "recall of judged": recall(3, ideal="judged"),
+    "average precision of judged": average_precision(3, ideal="judged"),
+    "R-precision of judged": r_precision(ideal="judged"),
+    "two grades": err(3, 2),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_of_a_measure_keeps_the_promises_of_a_reward(name):
+    check_reward(VARIANTS[name], bounds=(0.0, 1.0))
+
+
+def by_number(reverse):
+    """An ordering of the first three toy lists' documents by their number, among documents of other lists."""
+    numbers = sorted({int(d[1:]) for c in toy_lists() for d in c.doc_ids}, reverse=reverse)
+    return {f"q{i}": [f"d{n}" for n in numbers] for i in range(3)}
+
+
+def aspects():
+    """Two digits of each toy document's number are its subtopics."""
+    return {c.query_id: {d: [*d[1:].zfill(2)] for d in c.doc_ids[1:]} for c in toy_lists()[1:]}
+
+
+def shares(lists):
+    first = 1.0 / lists.mask.sum(-1).float()
+    return torch.stack([first, 1.0 - first], -1)
+
+
+BEYOND_GRADES = {
+    "alpha-nDCG": alpha_ndcg(aspects(), 3),
+    "alpha-nDCG without a cutoff to speak of": alpha_ndcg(aspects(), 10, alpha=0.9),
+    "rank-biased overlap": rbo(by_number(False), cutoff=3),
+    "Kendall": kendall(by_number(False)),
+    "mixture": mixture({ndcg(3): 1, kendall(by_number(False)): 2, average_precision(): 1}),
+    "nested mixture": mixture({mixture({ndcg(3): 1, err(2): 1}): 1, rbo(by_number(True)): 2}),
+    "minimum": minimum([ndcg(3), kendall(by_number(False))]),
+    "vector": vector([reciprocal_rank(2), kendall(by_number(False))], shares),
+    "other labels": with_labels(average_precision(3), {"q0": {d: 2 for d in toy_lists()[0].doc_ids[1:3]}}),
+    "mixture of other labels": with_labels(
+        mixture({ndcg(2): 1, kendall(by_number(True)): 1}), {"q1": {toy_lists()[1].doc_ids[2]: 1}}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_GRADES)
+def test_a_reward_that_looks_beyond_the_grades_keeps_the_promises_of_a_reward(name):
+    check_reward(BEYOND_GRADES[name], bounds=(0.0, 1.0), follows_grades=False)
+
+
+@pytest.mark.parametrize("reward", [ndcg(3), average_precision(), reciprocal_rank(2)], ids=lambda r: r.name)
+def test_gain_over_the_first_stage_keeps_the_promises_of_a_reward(reward):
+    check_reward(headroom(reward), bounds=(-1000.0, 1.0), follows_first_stage=True)
+    check_reward(mixture({headroom(reward): 1.0, reward: 1.0}), follows_first_stage=True)
+
+
+def test_a_reward_that_looks_at_the_first_stage_has_to_say_so():
+    with pytest.raises(ContractError, match="candidates in another order"):
+        check_reward(headroom(ndcg(3)))
 
 
 @pytest.mark.parametrize("cutoff", [None, 1, 3])
@@ -149,7 +224,7 @@ def test_lists_that_are_too_long_to_enumerate_are_refused():
 
 # -------------------------------------------------------------------------------------------------- broken rewards fail
 def broken(change):
-    """nDCG@3 whose values go through `change(values, rankings, lists)`, and that has no factors."""
+    """nDCG@3 whose values go through `change(values, rankings, lists)`, and whose expectation is not known."""
     return lambda rankings, lists: change(ndcg(3)(rankings, lists), rankings, lists)
 
 
@@ -178,37 +253,84 @@ def test_a_broken_reward_is_told_which_promise_it_broke(promise):
 
 @dataclass
 class Refactored:
-    """nDCG@3 with factors that go through `change`."""
+    """A reward whose terms go through `change`."""
 
     change: object
+    reward: object
 
     def __call__(self, rankings, lists):
-        return ndcg(3)(rankings, lists)
+        return self.reward(rankings, lists)
 
-    def factors(self, lists):
-        return self.change(ndcg(3).factors(lists), lists)
+    def terms(self, lists):
+        return [self.change(term, lists) for term in self.reward.terms(lists)]
 
 
-BROKEN_FACTORS = {
-    "factors must be gain [4, 5]": lambda f, lists: f._replace(gain=f.gain[:, :3]),
-    "gain of padding must be 0": lambda f, lists: f._replace(gain=f.gain + 0.1 * ~lists.mask),
-    "survival must be a probability": lambda f, lists: f._replace(survival=f.gain + 2.0),
-    "value of each ranking": lambda f, lists: f._replace(weight=f.weight.flip(0)),
+# reward, change of its terms
+BROKEN_TERMS = {
+    "a term must be gain [4, 5]": (ndcg(3), lambda f, lists: f._replace(gain=f.gain[:, :3])),
+    "weight [K] or [4, K]": (ndcg(3), lambda f, lists: f._replace(weight=f.weight[None])),
+    "gain of padding must be 0": (ndcg(3), lambda f, lists: f._replace(gain=f.gain + 0.1 * ~lists.mask)),
+    "survival must be a probability": (ndcg(3), lambda f, lists: f._replace(survival=f.gain + 2.0)),
+    "counted must not be negative": (ndcg(3), lambda f, lists: f._replace(counted=-f.gain)),
+    "value of each ranking": (ndcg(3), lambda f, lists: f._replace(weight=f.weight.flip(0))),
+    "give the value of each ranking": (average_precision(), lambda f, lists: f._replace(counted=None)),
+    "the value of each": (rbo(by_number(True)), lambda f, lists: f._replace(gain=f.gain * (f.weight.shape[0] > 1))),
 }
 
 
-@pytest.mark.parametrize("promise", BROKEN_FACTORS)
-def test_broken_factors_are_told_which_promise_they_broke(promise):
-    check_reward(Refactored(lambda f, lists: f))
+@pytest.mark.parametrize("promise", BROKEN_TERMS)
+def test_broken_terms_are_told_which_promise_they_broke(promise):
+    reward, change = BROKEN_TERMS[promise]
+    check_reward(Refactored(lambda f, lists: f, reward), follows_grades=False)
     with pytest.raises(ContractError) as error:
-        check_reward(Refactored(BROKEN_FACTORS[promise]))
+        check_reward(Refactored(change, reward), follows_grades=False)
     assert promise in str(error.value)
 
 
-def test_an_expectation_that_does_not_follow_from_the_factors_is_found(monkeypatch):
-    monkeypatch.setattr("rerank.testing.expected_metric", lambda scores, *rest: scores.new_zeros(scores.shape[0]))
+def expecting(change):
+    """Kendall agreement whose expectation goes through `change(expected, scores)`."""
+    good = kendall(by_number(False))
+    return ClosedForm("Kendall", good, lambda scores, lists: change(good.expected(scores, lists), scores))
+
+
+BROKEN_EXPECTATIONS = {
+    "the mean over all rankings must be the expectation": expecting(lambda e, s: e + 0.01),
+    "must be [4], one a list, not []": expecting(lambda e, s: e.sum()),
+    "the gradient must be that of the mean": expecting(lambda e, s: 2.0 * e - e.detach()),
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN_EXPECTATIONS)
+def test_a_broken_expectation_is_told_which_promise_it_broke(promise):
+    with pytest.raises(ContractError) as error:
+        check_reward(BROKEN_EXPECTATIONS[promise], follows_grades=False)
+    assert promise in str(error.value)
+
+
+def test_an_expectation_that_does_not_follow_from_the_terms_is_found(monkeypatch):
+    monkeypatch.setattr("rerank.testing.expected_reward", lambda scores, *rest: scores.new_zeros(scores.shape[0]))
     with pytest.raises(ContractError, match="the mean over all rankings must be the expectation"):
         check_reward(ndcg(3))
+
+
+def test_parts_that_do_not_combine_to_the_value_are_found():
+    @dataclass
+    class Halved:
+        parts: tuple = (ndcg(3), err(3))
+
+        def __call__(self, rankings, lists):
+            return ndcg(3)(rankings, lists)
+
+        def combine(self, values, lists):
+            return values.mean(-1)
+
+    with pytest.raises(ContractError, match="combining the parts must give the value of each ranking"):
+        check_reward(Halved())
+
+
+def test_a_mixture_with_a_part_of_unknown_expectation_is_checked_ranking_by_ranking():
+    first = FunctionReward(lambda doc_ids, candidates: float(doc_ids[0] < "d5"), "first", 1)
+    check_reward(mixture({first: 1.0, ndcg(3): 1.0}), bounds=(0.0, 1.0), follows_grades=False)
 
 
 def test_a_reward_that_pays_for_repeats_through_its_gains_is_found():
@@ -221,7 +343,7 @@ def test_a_reward_that_pays_for_repeats_through_its_gains_is_found():
 
 
 def test_a_constant_factorised_reward_is_a_reward():
-    check_reward(Factorised("one", lambda lists: Factors(lists.mask.float(), torch.tensor([1.0]), None)))
+    check_reward(Factorised("one", lambda lists: (Factors(lists.mask.float(), torch.tensor([1.0])),)))
 
 
 # ------------------------------------------------------------------------------------------------- broken policies fail

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rerank.errors import InputError, Mismatch
 from rerank.evaluation import (
+    Cell,
     Measure,
     Table,
     bootstrap_interval,
@@ -31,7 +32,9 @@ from rerank.evaluation import (
     paired_t,
     parse_measure,
 )
-from rerank.evaluation.tables import Comparison, decimal, p_value, sentence, signed
+from rerank.evaluation.significance import crossed_t
+from rerank.evaluation.tables import Comparison
+from rerank.evaluation.wording import decimal, p_value, sentence, signed
 from rerank.types import Collection, Run
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -364,6 +367,221 @@ def test_a_table_survives_its_json_form():
     assert cell["interval"] == [table.arms["refined"]["nDCG@10"].low, table.arms["refined"]["nDCG@10"].high]
     with pytest.raises(InputError, match="not a table"):
         Table.from_json({"measures": ["nDCG@10"]})
+
+
+HITS = {"q1": {"x": 1}, "q2": {"x": 1}, "q3": {"x": 1}}
+
+
+def placed(*ranks):
+    """A run whose only relevant document stands at these ranks, query by query; its RR is their inverse."""
+    order = {1: "xyz", 2: "yxz", 3: "yzx"}
+    return Run({q: tuple((d, -float(i)) for i, d in enumerate(order[r])) for q, r in zip(HITS, ranks, strict=True)})
+
+
+def test_an_arm_of_several_seeds_is_its_mean_query_by_query_with_its_spread():
+    seeds = [placed(1, 1, 2), placed(1, 2, 3)]
+    table = compare({"refined": seeds, "clone": placed(3, 2, 2)}, HITS, ["RR"], [("refined", "clone")])
+    assert table.seeds == {"refined": 2, "clone": 1} and table.several_seeds
+    assert table.per_query["refined"]["RR"] == pytest.approx(
+        {"q1": (1 + 1) / 2, "q2": (1 + 1 / 2) / 2, "q3": (1 / 2 + 1 / 3) / 2}
+    )
+    first, second, clone = (1 + 1 + 1 / 2) / 3, (1 + 1 / 2 + 1 / 3) / 3, (1 / 3 + 1 / 2 + 1 / 2) / 3
+    cell = table.arms["refined"]["RR"]
+    assert cell.mean == pytest.approx((first + second) / 2)
+    # Two values lie half their distance from their mean; with n - 1 = 1 the deviation is distance / sqrt(2).
+    assert cell.spread == pytest.approx((first - second) / math.sqrt(2))
+    assert math.isnan(table.arms["clone"]["RR"].spread)
+    [c] = table.comparisons
+    assert c.difference == pytest.approx((first + second) / 2 - clone)
+    assert c.by_seed == pytest.approx((first - clone, second - clone)) and c.seeds_won == (2, 2)
+    assert (c.wins, c.ties, c.losses) == (2, 0, 1), "q3: 5/12 lies below 1/2"
+    assert c.effect == pytest.approx(effect_size([1, 3 / 4, 5 / 12], [1 / 3, 1 / 2, 1 / 2])), (
+        "the effect is that of the seed means over queries"
+    )
+
+
+def test_seeds_of_two_arms_are_paired_in_their_order_and_the_first_ones_where_they_differ_in_number(caplog):
+    a, b = [placed(1, 1, 1), placed(2, 2, 2), placed(1, 1, 3)], [placed(2, 2, 2), placed(1, 1, 1)]
+    with caplog.at_level(logging.WARNING):
+        [c] = compare({"a": a, "b": b}, HITS, ["RR"], [("a", "b")]).comparisons
+    assert c.by_seed == pytest.approx((1 - 1 / 2, 1 / 2 - 1)) and c.seeds_won == (1, 2) and c.difference == 0
+    assert "a has 3 seeds and b 2: their difference is that of the first 2 seeds" in caplog.text
+
+
+def test_one_run_in_a_list_is_the_run_itself_and_equal_seeds_change_nothing():
+    runs, qrels = made_up_runs(n=20)
+    plain = compare(runs, qrels, ["nDCG@10"], PAIRS)
+    assert compare({arm: [run] for arm, run in runs.items()}, qrels, ["nDCG@10"], PAIRS) == plain
+    assert not plain.several_seeds and all(c.seeds_won is None for c in plain.comparisons)
+    repeated = compare({arm: [run] * 3 for arm, run in runs.items()}, qrels, ["nDCG@10"], PAIRS)
+    for c, same in zip(plain.comparisons, repeated.comparisons, strict=True):
+        assert same.p == pytest.approx(c.p) and same.difference == pytest.approx(c.difference)
+        assert same.seeds_won == ((3, 3) if c.difference > 0 else (0, 3))
+    with pytest.raises(InputError, match="arm 'clone' has no run"):
+        compare({"clone": []}, qrels, ["nDCG@10"], [])
+
+
+def test_the_test_over_queries_and_seeds_is_the_arithmetic_of_min_f():
+    table = np.array([[0.1, 0.3, 0.2, 0.4], [0.2, 0.5, 0.3, 0.2]])
+    of_queries = table.mean(axis=0).var(ddof=1) / 4
+    of_seeds = table.mean(axis=1).var(ddof=1) / 2
+    f1, f2 = table.mean() ** 2 / of_queries, table.mean() ** 2 / of_seeds
+    freedom = (f1 + f2) ** 2 / (f1**2 / 1 + f2**2 / 3)  # Clark (1973): each F with the other's degrees of freedom
+    assert crossed_t(table) == pytest.approx(scipy.stats.f.sf(f1 * f2 / (f1 + f2), 1, freedom))
+
+
+def test_the_test_over_queries_and_seeds_at_its_edges():
+    one = [[0.2, 0.4, -0.1, 0.3]]
+    assert crossed_t(one) == paired_t(one[0], [0.0] * 4)
+    assert crossed_t(np.zeros((3, 4))) == 1 and crossed_t(np.full((2, 4), 0.5)) == 0
+    assert math.isnan(crossed_t([[0.5], [0.4]]))
+    with pytest.raises(InputError, match="seeds, queries"):
+        crossed_t([0.1, 0.2])
+
+
+def test_luck_of_training_seldom_passes_for_a_gain_where_a_test_over_queries_alone_often_takes_it_for_one():
+    rng = np.random.default_rng(5)
+    called = alone = 0
+    for _ in range(400):
+        # No true difference: each seed is a little better or worse everywhere, each query a little noisy.
+        table = rng.normal(0, 0.03, (5, 1)) + rng.normal(0, 0.05, (1, 100)) + rng.normal(0, 0.05, (5, 100))
+        called += crossed_t(table) < 0.05
+        alone += paired_t(table.mean(axis=0), np.zeros(100)) < 0.05
+    assert called <= 400 * 0.08 and alone > 400 * 0.3
+
+
+def difference(*by_seed, low=0.012, high=0.05, p=0.001, p_holm=0.003, mean=0.031):
+    return Comparison("a", "b", "nDCG@10", mean, low, high, p, p_holm, 9, 1, 0, 1.0, by_seed)
+
+
+def test_better_is_said_only_where_every_seed_says_so():
+    agreed = difference(0.02, 0.03, 0.043)
+    assert agreed.measurable and agreed.seeds_won == (3, 3)
+    assert sentence(agreed, 10) == (
+        "a is better than b by .031 nDCG@10 in 3 of 3 seeds (95 % interval .012 to .050, p = .003 after Holm)"
+    )
+    for seeds in [(0.08, 0.04, -0.027), (0.06, 0.033, 0.0)]:
+        split = difference(*seeds)
+        assert not split.measurable and split.seeds_won == (2, 3)
+        assert sentence(split, 10) == (
+            "a and b do not differ measurably in nDCG@10: their seeds disagree about the direction "
+            "(.031, 95 % interval (uncorrected) .012 to .050, p = .003 after Holm, a above in 2 of 3 seeds)"
+        )
+    weak = sentence(difference(0.02, 0.03, low=-0.01, p=0.2, p_holm=0.4), 10)
+    assert "better" not in weak and weak.endswith("p = .400 after Holm, a above in 2 of 2 seeds)")
+    assert "the test over queries and seeds finds no difference" in sentence(
+        difference(0.02, 0.042, p=0.2, p_holm=1), 9
+    )
+
+
+def test_a_comparison_turned_round_says_the_same_of_the_other_arm():
+    c = difference(0.02, 0.03, 0.043)
+    back = c.reversed()
+    assert back.reversed() == c and back.measurable and back.seeds_won == (0, 3)
+    assert sentence(back, 10) == (
+        "b is worse than a by .031 nDCG@10 in 3 of 3 seeds (95 % interval .012 to .050, p = .003 after Holm)"
+    )
+    split = difference(0.06, 0.033, 0.0)
+    assert not split.measurable and not split.reversed().measurable, "a seed without a difference agrees with nobody"
+
+
+@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=6))
+def test_seeds_of_one_direction_have_a_mean_above_its_standard_error(by_seed):
+    error = np.std(by_seed, ddof=1) / math.sqrt(len(by_seed))
+    assert difference(*by_seed, mean=float(np.mean(by_seed))).seeds_agree and np.mean(by_seed) > error - 1e-12
+
+
+def controls_table(**margins):
+    """A table in which refined differs from each control by (difference, measurable)."""
+    mean = {"refined": 0.5, **{arm: 0.5 - d for arm, (d, _) in margins.items()}}
+    return Table(
+        measures=("nDCG@10",),
+        arms={arm: {"nDCG@10": Cell(m, m - 0.1, m + 0.1)} for arm, m in mean.items()},
+        comparisons=[
+            Comparison("refined", arm, "nDCG@10", d, d - 0.01, d + 0.01, 0.0, 0.0 if clear else 0.4, 5, 4, 1, 0.3)
+            for arm, (d, clear) in margins.items()
+        ],
+        queries=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [
+        ({"labels": (0.03, True)}, "refined is better than its control labels by .030 nDCG@10"),
+        (
+            {"labels": (0.03, True), "longer": (0.02, True)},
+            "refined is better than each of its 2 controls; the nearest is longer by .020 nDCG@10",
+        ),
+        (
+            {"labels": (0.03, True), "longer": (0.004, False), "other": (0.006, False)},
+            "refined is level with longer, the best of its 3 controls; with other; better than labels "
+            "(+.004 nDCG@10, 95 % interval −.006 to +.014, p = .400 after Holm)",  # noqa: RUF001
+        ),
+        (
+            {"labels": (-0.004, False)},
+            "refined is level with labels (−.004 nDCG@10, 95 % interval −.014 to +.006, p = .400 after Holm)",  # noqa: RUF001
+        ),
+        (
+            {"labels": (-0.03, True), "longer": (0.0, False), "short": (-0.02, True), "poor": (0.1, True)},
+            "refined is worse than labels by .030 nDCG@10 and short by .020; level with longer; better than poor",
+        ),
+        ({"labels": (0.03, True), "x": (math.nan, False)}, None),
+    ],
+)
+def test_the_conclusion_names_what_refinement_beats_equals_and_loses_to(margins, said):
+    table = controls_table(**margins)
+    if said is None:
+        table.comparisons[1] = Comparison("refined", "x", "nDCG@10", 0.1, 0.1, 0.1, *[math.nan] * 2, 1, 0, 0, math.nan)
+        said = "refined cannot be tested against its controls on 10 judged query"
+    assert table.conclusion("refined", list(margins)) == said
+
+
+def test_a_conclusion_needs_controls_and_tests_but_not_their_direction():
+    table = controls_table(labels=(0.03, True), longer=(0.02, True))
+    assert table.conclusion("labels", ["refined"]) == "labels is worse than refined by .030 nDCG@10"
+    with pytest.raises(InputError, match="no control"):
+        table.conclusion("refined", [])
+    with pytest.raises(InputError, match="no test of 'labels' against 'longer' on nDCG@10; give the pair"):
+        table.conclusion("labels", ["longer"])
+    with pytest.raises(InputError, match="did you mean 'labels'"):
+        table.conclusion("refined", ["lables"])
+
+
+def test_a_table_of_seeds_survives_its_json_form_and_one_of_an_older_version_is_read():
+    runs, qrels = made_up_runs(n=12)
+    other, _ = made_up_runs(n=12, seed=4)
+    table = compare({arm: [runs[arm], other[arm]] for arm in runs}, qrels, ["nDCG@10"], PAIRS)
+    data = json.loads(json.dumps(table.to_json(), allow_nan=False))
+    assert Table.from_json(data) == table
+    assert data["seeds"] == {"clone": 2, "labels": 2, "refined": 2}
+    assert data["arms"]["refined"]["nDCG@10"]["spread"] == table.arms["refined"]["nDCG@10"].spread
+    assert data["comparisons"][0]["seeds_won"] == list(table.comparisons[0].seeds_won)
+    for cells in data["arms"].values():
+        del cells["nDCG@10"]["spread"]
+    for c in data["comparisons"]:
+        del c["by_seed"], c["seeds_won"]
+    old = Table.from_json({k: v for k, v in data.items() if k != "seeds"})
+    assert old.seeds == {} and not old.several_seeds and old.comparisons[0].seeds_won is None
+    assert math.isnan(old.arms["refined"]["nDCG@10"].spread) and old.per_query == table.per_query
+
+
+def test_spread_effect_and_seeds_are_shown_where_there_are_any():
+    from rich.console import Console
+
+    runs, qrels = made_up_runs(n=12)
+    other, _ = made_up_runs(n=12, seed=4)
+    several = compare({arm: [runs[arm], other[arm]] for arm in runs}, qrels, ["nDCG@10"], PAIRS)
+    spread = f"± {decimal(several.arms['refined']['nDCG@10'].spread)}"
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(several.to_rich())
+    for shown in (capture.get(), several.to_markdown()):
+        assert spread in shown
+    assert "| seeds |" in several.to_markdown() and "| 2 of 2 |" in several.to_markdown()
+    single = compare(runs, qrels, ["nDCG@10"], PAIRS).to_markdown()
+    assert "±" not in single and "seeds" not in single
+    assert "| d_z |" in single and f"| {decimal(several.comparisons[0].effect, 2)} |" in several.to_markdown()
 
 
 def test_one_judged_query_is_no_evidence():

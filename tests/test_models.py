@@ -18,6 +18,7 @@ from rerank import plackett_luce
 from rerank.errors import InputError, MissingDependency, NotFound, RerankError
 from rerank.lists import mask_of
 from rerank.models import loading
+from rerank.models.calibration import Calibration
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore
 from rerank.models.light import LightScorer
@@ -207,6 +208,38 @@ def test_first_stage_weights_and_the_chosen_view_survive_saving(tiny_bert, tmp_p
         torch.testing.assert_close(on.all_views(lists), views, atol=1e-6, rtol=0)
         torch.testing.assert_close(off.all_views(lists), views[1:], atol=1e-6, rtol=0)
     assert off.first_stage.as_dict() == weights.as_dict()
+
+
+CALIBRATIONS = [
+    Calibration("affine", a=1.7, b=-2.25),
+    Calibration("isotonic", knots=((-0.1, 0.01), (0.1, 0.3), (1 / 3, 0.3), (2.0, 0.99))),
+    Calibration("affine", a=0.1, b=0.0, plain=Calibration("affine", a=1e-3, b=1 / 3)),
+]
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=["affine", "isotonic", "a map for each view"])
+@pytest.mark.parametrize("kind", ["cross-encoder", "light"])
+def test_a_calibration_survives_saving_and_changes_no_logit(kind, calibration, tiny_bert, tiny_bi_encoder, tmp_path):
+    policy = cross_encoder_policy(tiny_bert) if kind == "cross-encoder" else light_policy(tiny_bi_encoder)
+    with torch.inference_mode():
+        before = policy.scores([a_list()])
+    policy.calibration = calibration
+    save_policy(policy, tmp_path / "model")
+    again = load_policy(str(tmp_path / "model"), device="cpu", precision="float32")
+    assert again.calibration == calibration
+    assert "calibration" not in " ".join(policy.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(again.scores([a_list()]), before, atol=1e-6, rtol=0)
+    if kind == "cross-encoder":
+        pairs = [(QUERY, text) for text in TEXTS]
+        theirs = CrossEncoder(str(tmp_path / "model"), device="cpu").predict(pairs, show_progress_bar=False)
+        np.testing.assert_allclose(theirs, before[0].numpy(), atol=1e-5)
+
+
+def test_a_folder_without_a_calibration_loads_as_before(tiny_bert, tmp_path):
+    save_policy(cross_encoder_policy(tiny_bert), tmp_path)
+    assert "calibration" not in json.loads((tmp_path / "rerank.json").read_text())
+    assert load_policy(str(tmp_path), device="cpu", precision="float32").calibration is None
 
 
 def test_a_saved_folder_holds_no_pickle(tiny_bert, tiny_bi_encoder, tmp_path):
@@ -506,6 +539,13 @@ def test_broken_settings_name_the_file(content, tiny_bert, tmp_path):
         ("first_stage", {"weights": {"bm25": 1.0}}),
         ("first_stage.weights", {"weights": {"bm25": "much"}, "active": True}),
         ("first_stage.weights", {"weights": {"bm25": 10**400}, "active": True}),
+        ("calibration", []),
+        ("calibration", {"kind": "affine", "a": 1.0, "b": 0.0, "c": 0.0}),
+        ("calibration.kind", {"kind": "platt"}),
+        ("calibration.a", {"kind": "affine", "a": -1.0, "b": 0.0}),
+        ("calibration.b", {"kind": "affine", "a": 1.0, "b": math.nan}),
+        ("calibration.knots", {"kind": "isotonic", "knots": [[1.0, 0.5], [0.0, 0.6]]}),
+        ("calibration.plain.a", {"kind": "affine", "a": 1.0, "b": 0.0, "plain": {"kind": "affine", "a": 0, "b": 0}}),
     ],
 )
 def test_a_wrong_setting_of_a_light_model_names_the_file_and_the_field(field, value, tiny_bi_encoder, tmp_path):

@@ -1,7 +1,7 @@
-"""Imitation losses against plain Python and sentence-transformers; the sampled gradient and the anchor."""
+"""Imitation losses against plain Python and sentence-transformers; the anchor and the entropy floor."""
 
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -9,12 +9,8 @@ import torch
 from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch
-from rerank.objective.anchor import anchored
-from rerank.objective.expected import FINE, expected_metric
+from rerank.objective.anchor import anchored, entropy_floor
 from rerank.objective.imitation import LOSSES, lambda_rank, list_mle, list_net, margin_mse, rank_net
-from rerank.objective.sampled import leave_one_out, rloo
-from rerank.rewards import ndcg
-from rerank.testing import every_ranking
 
 INF = math.inf
 
@@ -216,71 +212,13 @@ def test_lambda_rank_does_not_weigh_a_swap_that_changes_nothing():
     assert third == pytest.approx((1 - 1 / math.log2(4)) * sigmoid[1])
 
 
-# ------------------------------------------------------------------------------------------------------------- sampled
-def test_an_advantage_is_the_reward_minus_the_mean_of_the_others():
-    found = leave_one_out(torch.tensor([[1.0, 2.0, 6.0], [0.5, 0.5, 0.5]]))
-    assert found.tolist() == [pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5]), [0, 0, 0]]
-
-
-def test_one_sample_is_too_few():
-    with pytest.raises(InputError, match="at least 2 sampled rankings a list, not 1"):
-        leave_one_out(torch.ones(2, 1))
-
-
+# -------------------------------------------------------------------------------------------------------------- anchor
 def graded():
     scores = torch.tensor([[0.3, -1.2, 0.8, 0.1], [0.0, 0.4, -0.2, -INF]])
     labels = torch.tensor([[0.0, 2.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
     return scores, ListBatch(labels, scores.isfinite(), labels, ())
 
 
-def rloo_gradient(scores, batch, rankings, reward):
-    leaf = scores.clone().requires_grad_()
-    log_probs = plackett_luce.log_prob(leaf, batch.mask, rankings)
-    rloo(reward(rankings, batch), log_probs).sum().backward()
-    return leaf.grad
-
-
-def test_equal_rewards_give_no_gradient():
-    scores, batch = graded()
-    rankings = plackett_luce.sample(scores, batch.mask, 8, torch.Generator().manual_seed(0))
-    gradient = rloo_gradient(scores, batch, rankings, lambda r, b: torch.full(r.shape[:2], 0.7))
-    assert (gradient == 0).all()
-
-
-def test_the_sampled_gradient_of_every_draw_sums_to_zero_over_a_list():
-    scores, batch = graded()
-    rankings = plackett_luce.sample(scores, batch.mask, 8, torch.Generator().manual_seed(0))
-    assert rloo_gradient(scores, batch, rankings, ndcg(2)).sum(-1).abs().max() < 1e-6
-
-
-def test_the_mean_of_sampled_gradients_is_the_exact_one_within_their_noise():
-    scores, batch = graded()
-    groups, size = 4000, 4
-    rankings = plackett_luce.sample(scores, batch.mask, groups * size, torch.Generator().manual_seed(3))
-    many = ListBatch(*(x.repeat_interleave(groups, 0) for x in batch[:3]), ())
-    wide = scores.repeat_interleave(groups, 0)
-    each = rloo_gradient(wide, many, rankings.reshape(2 * groups, size, -1), ndcg(2)).reshape(2, groups, -1)
-    gain, weight, _ = ndcg(2).factors(batch)
-    leaf = scores.clone().requires_grad_()
-    (-expected_metric(leaf, gain, weight, batch.mask, grid=FINE)).sum().backward()
-    noise = each.std(1) / groups**0.5
-    assert (noise < 0.01).all()
-    assert ((each.mean(1) - leaf.grad).abs() <= 4 * noise + 1e-6).all()
-    assert leaf.grad.abs().max() > 0.05
-
-
-def test_reinforcing_all_rankings_by_their_probability_is_the_exact_gradient():
-    scores, batch = graded()
-    rankings = every_ranking(batch.mask)
-    leaf, other = (scores.double().requires_grad_() for _ in range(2))
-    log_p = plackett_luce.log_prob(leaf, batch.mask, rankings)
-    (log_p.detach().softmax(-1) * ndcg(2)(rankings, batch) * log_p).sum().backward()
-    gain, weight, _ = ndcg(2).factors(batch)
-    expected_metric(other, gain.double(), weight.double(), batch.mask, grid=FINE).sum().backward()
-    assert torch.allclose(leaf.grad, other.grad, atol=1e-6)
-
-
-# -------------------------------------------------------------------------------------------------------------- anchor
 def test_the_anchor_adds_its_share_of_the_divergence_and_none_at_the_clone():
     scores, batch = graded()
     objective = torch.tensor([1.0, 2.0])
@@ -299,3 +237,60 @@ def test_the_anchor_pulls_the_policy_and_not_the_clone():
     anchored(torch.zeros(2), policy, clone, batch.mask, 1.0).sum().backward()
     assert (policy.grad[:, 0] > 0).all()
     assert clone.grad is None
+
+
+def test_the_anchor_of_whole_rankings_is_their_kl_a_place_and_needs_rankings():
+    scores, batch = graded()
+    policy = (scores + torch.tensor([1.0, 0.0, 0.0, 0.0])).requires_grad_()
+    rankings = plackett_luce.sample(policy, batch.mask, 4, torch.Generator().manual_seed(0), 2)
+    expected = 0.5 / 2 * plackett_luce.ranking_kl(policy, scores, batch.mask, rankings, 2)
+    found = anchored(torch.zeros(2), policy, scores, batch.mask, 0.5, "ranking", rankings)
+    assert torch.allclose(found, expected) and (found > 0).all()
+    found.sum().backward()
+    assert (policy.grad[:, 0] > 0).all()
+    with pytest.raises(InputError, match="'ranking' needs rankings drawn from the scores"):
+        anchored(torch.zeros(2), policy, scores, batch.mask, 0.5, "ranking")
+    with pytest.raises(InputError, match="must be one of top1, ranking, not 'both'"):
+        anchored(torch.zeros(2), policy, scores, batch.mask, 0.5, "both")
+
+
+# ------------------------------------------------------------------------------------------------------- entropy floor
+def floor_of(scores, mask, floor, cutoff, samples=200):
+    rankings = plackett_luce.sample(scores, mask, samples, torch.Generator().manual_seed(0), cutoff)
+    return entropy_floor(scores, mask, rankings, floor, cutoff)
+
+
+def test_the_floor_is_what_the_choices_at_each_rank_lack():
+    # A first place that is certain and four even candidates after it: entropies 0, log 4, log 3.
+    scores, mask = torch.tensor([[60.0, 0.0, 0.0, 0.0, 0.0]]), torch.ones(1, 5, dtype=torch.bool)
+    assert floor_of(scores, mask, 0.9, 3).item() == pytest.approx(0.9 / 3, rel=1e-5)
+    assert floor_of(torch.zeros(1, 5), mask, 0.9, 3).item() == 0.0
+    # Of five candidates no choice can have more than log 5 nats: a floor of 3 asks for 90 % of what is possible.
+    wanted = [0.9 * math.log(n) for n in (5, 4, 3)]
+    lacking = [wanted[0], max(0.0, wanted[1] - math.log(4)), max(0.0, wanted[2] - math.log(3))]
+    assert floor_of(scores, mask, 3.0, 3).item() == pytest.approx(sum(lacking) / 3, rel=1e-5)
+
+
+def test_ranks_without_a_choice_and_empty_lists_lack_nothing():
+    scores = torch.tensor([[5.0, -INF, -INF], [-INF] * 3, [30.0, 0.0, -INF]])
+    found = floor_of(scores, scores.isfinite(), 0.4, 3)
+    assert found[:2].tolist() == [0.0, 0.0]
+    assert found[2].item() == pytest.approx(0.4, rel=1e-5)  # one choice, and it is certain
+
+
+def test_the_gradient_of_the_floor_is_that_of_the_expected_entropies():
+    scores, mask = torch.tensor([[2.0, 0.5, -0.3, -1.0]]).double(), torch.ones(1, 4, dtype=torch.bool)
+    leaf, other = (scores.clone().requires_grad_() for _ in range(2))
+    rankings = torch.tensor(sorted({order[:2] for order in permutations(range(4))}))[None]
+    chance = plackett_luce.log_prob(leaf, mask, rankings).exp()[0]
+    steps = plackett_luce.step_log_probs(leaf, mask, rankings)[0]
+    # Entropy of the second choice: that of both places less that of the first.
+    first = plackett_luce.top1_entropy(leaf, mask)[0]
+    second = -(chance * steps.sum(-1)).sum() - first
+    exact = ((1.2 - first) + (0.9 * math.log(3) - second)) / 2
+    exact.backward()
+    draws = plackett_luce.sample(scores, mask, 40_000, torch.Generator().manual_seed(0), 2)
+    found = entropy_floor(other, mask, draws, 1.2, 2).sum()
+    found.backward()
+    assert found.item() == pytest.approx(exact.item(), abs=0.01) and found > 0.1
+    assert torch.allclose(other.grad, leaf.grad, atol=0.01) and leaf.grad.abs().max() > 0.1

@@ -11,9 +11,29 @@ import torch
 from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of
-from rerank.objective import expected
-from rerank.objective.expected import FINE, Grid, expected_metric, exposure
-from rerank.rewards import REWARDS, err, ndcg, precision, rbp, recall, reciprocal_rank, success
+from rerank.objective import nodes
+from rerank.objective.expected import (
+    FINE,
+    Grid,
+    expected_metric,
+    expected_reward,
+    exposure,
+    is_exact,
+    placement,
+)
+from rerank.rewards import (
+    REWARDS,
+    Factors,
+    average_precision,
+    err,
+    ndcg,
+    precision,
+    rbp,
+    recall,
+    reciprocal_rank,
+    success,
+    value_of,
+)
 from rerank.types import CandidateList
 
 CUTOFFS = [None, 1, 3, 10]
@@ -40,6 +60,10 @@ def n_relevant(grades):
     return sum(g >= 1 for g in grades)
 
 
+def precisions(grades):
+    return sum(n_relevant(grades[: place + 1]) / (place + 1) for place, g in enumerate(grades) if g >= 1)
+
+
 # measure -> (grades of the ranked places above the cutoff, grades of the whole list, cutoff or length) -> value
 BY_HAND = {
     "nDCG": lambda top, all_, k: discounted(top) / (discounted(sorted(all_, reverse=True)[:k]) or 1.0),
@@ -48,6 +72,8 @@ BY_HAND = {
     "Success": lambda top, all_, k: float(first_relevant(top) is not None),
     "R": lambda top, all_, k: n_relevant(top) / max(n_relevant(all_), 1),
     "P": lambda top, all_, k: n_relevant(top) / k,
+    "AP": lambda top, all_, k: precisions(top) / max(n_relevant(all_), 1),
+    "Rprec": lambda top, all_, k: n_relevant(top[: n_relevant(all_)]) / max(n_relevant(all_), 1),
     "RBP": lambda top, all_, k: sum(0.2 * 0.8**place * (g >= 1) for place, g in enumerate(top)),
     "ERR": lambda top, all_, k: stopping(top),
 }
@@ -101,10 +127,8 @@ def truths():
 
 def exact(name, cutoff, dtype, grid):
     batch = batch_with(GRADES)
-    gain, weight, survival = REWARDS[name](cutoff=cutoff).factors(batch)
     scores = random_scores(batch.mask).to(dtype).requires_grad_()
-    survival = None if survival is None else survival.to(dtype)
-    values = expected_metric(scores, gain.to(dtype), weight.to(dtype), batch.mask, survival, grid)
+    values = expected_reward(scores, REWARDS[name](cutoff=cutoff), batch, grid)
     [gradient] = torch.autograd.grad(values.sum(), scores)
     return values.detach(), gradient
 
@@ -222,37 +246,53 @@ def test_wide_score_ranges_stay_finite_and_right_in_float32(spread):
         assert (one - other).abs().max() < 1e-3 * other.abs().max()
 
 
-def test_lists_in_small_groups_give_what_they_give_together(monkeypatch):
+def n_chunks(scores, mask):
+    found = nodes.nodes_of(scores, torch.ones(len(scores), 10, dtype=scores.dtype), mask, Grid())
+    return len(list(found.chunks(kinds=2, degree=10)))
+
+
+def test_nodes_in_small_chunks_give_what_they_give_together(monkeypatch):
     scores, mask, gain = long_lists(n_lists=5)
-    together = metric_of(scores, mask, gain)
-    assert len(expected._groups(scores, torch.ones(10), mask, Grid())) == 1
-    monkeypatch.setattr(expected, "CHUNK_BYTES", 1)
-    assert len(expected._groups(scores, torch.ones(10), mask, Grid())) == 5
-    for one, other in zip(metric_of(scores, mask, gain), together, strict=True):
-        assert torch.allclose(one, other, atol=1e-10)
+    together = metric_of(scores, mask, gain), placement(scores, mask, 3)
+    assert n_chunks(scores, mask) == 1
+    monkeypatch.setattr(nodes, "CHUNK_BYTES", 2**19)
+    assert n_chunks(scores, mask) > 5
+    for one, other in zip(metric_of(scores, mask, gain), together[0], strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    assert torch.allclose(placement(scores, mask, 3), together[1], atol=1e-12)
 
 
 def test_bad_shapes_and_scores_are_refused():
     good = torch.zeros(2, 3)
     with pytest.raises(InputError, match=r"scores \[2, 3\] and mask \[2, 2\]"):
         expected_metric(good, good, torch.ones(2), torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(InputError, match=r"gain must be \[2, 3\] and weight \[K\], not \[2, 2\], \[2\]"):
-        expected_metric(good, good[:, :2], torch.ones(2), torch.ones(2, 3, dtype=torch.bool))
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(InputError, match=r"gain must be \[2, 3\] like the scores, not \[2, 2\]"):
+        expected_metric(good, good[:, :2], torch.ones(2), mask)
+    with pytest.raises(InputError, match=r"weight must be \[K\] or \[2, K\] with K > 0, not \[3, 4\]"):
+        expected_metric(good, good, torch.ones(3, 4), mask)
+    with pytest.raises(InputError, match="both survival and counted"):
+        expected_metric(good, good, torch.ones(2), mask, good, good)
+    with pytest.raises(InputError, match="cutoff of at least 1, not 0"):
+        placement(good, mask, 0)
     with pytest.raises(InputError, match="list 1, candidate 2 is nan"):
         bad = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, math.nan]])
         expected_metric(bad, good, torch.ones(2), torch.ones(2, 3, dtype=torch.bool))
 
 
 # ------------------------------------------------------------------------------------------------------ large samples
-@pytest.mark.parametrize("reward", [ndcg(10), reciprocal_rank(10), err(20), recall(10)], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "reward",
+    [ndcg(10), reciprocal_rank(10), err(20), recall(10), average_precision(), average_precision(10)],
+    ids=lambda r: r.name,
+)
 def test_a_hundred_candidates_agree_with_a_large_sample_within_its_noise(reward):
     scores, mask, grades = long_lists(2, dtype=torch.float32)
     grades = torch.where(grades == 3, 2.0, 0.0)
     batch = ListBatch(grades, mask, grades, ())
     rankings = plackett_luce.sample(scores, mask, 20_000, torch.Generator().manual_seed(2))
     sampled = reward(rankings, batch)
-    gain, weight, survival = reward.factors(batch)
-    values = expected_metric(scores, gain, weight, mask, survival)
+    values = expected_reward(scores, reward, batch)
     noise = sampled.std(-1) / sampled.shape[1] ** 0.5
     assert (noise < 0.005).all()
     assert ((values - sampled.mean(-1)).abs() < 4 * noise).all()
@@ -262,16 +302,290 @@ def test_the_log_of_expected_success_at_one_is_softmax_cross_entropy():
     scores, mask, _ = long_lists()
     relevant = torch.zeros_like(mask).scatter(1, torch.tensor([[3, 5], [0, 9], [7, 8], [1, 2]]), True)
     batch = ListBatch(relevant.double(), mask, relevant.double(), ())
-    gain, weight, survival = success(1).factors(batch)
     ours, theirs = (scores.clone().requires_grad_() for _ in range(2))
-    loss = -expected_metric(ours, gain, weight, mask, survival, FINE).log()
+    loss = -expected_reward(ours, success(1), batch, FINE).log()
     known = -(theirs.log_softmax(-1).exp() * relevant).sum(-1).log()
     assert (loss - known).abs().max() < 1e-6
     # The gradient of the softmax at -inf is 0, as ours is.
     assert torch.allclose(*(torch.autograd.grad(x.sum(), s)[0] for x, s in ((loss, ours), (known, theirs))), atol=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------- exposure
+# ------------------------------------------------------------------------------------------------- any factorised term
+def rankings_of(n):
+    return torch.tensor(list(permutations(range(n))))[None]
+
+
+def mean_over_rankings(scores, mask, rankings, values):
+    """E[values] with the values [B, S] of all rankings; differentiable."""
+    return (plackett_luce.log_prob(scores, mask, rankings).exp() * values).sum(-1)
+
+
+@pytest.mark.parametrize("with_", ["nothing", "survival", "counted"])
+@pytest.mark.parametrize("depth", [1, 2, 4, 5, 7])
+def test_terms_of_any_numbers_with_weights_of_each_list_are_exact(with_, depth):
+    draw = torch.Generator().manual_seed(depth)
+    scores, gain, other = (torch.randn(3, 5, generator=draw, dtype=torch.float64) for _ in range(3))
+    weight = torch.randn(3, depth, generator=draw, dtype=torch.float64)  # of either sign, and not falling
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    factors = Factors(gain, weight, **({} if with_ == "nothing" else {with_: other.sigmoid()}))
+    rankings = rankings_of(5).expand(3, -1, -1)
+    true, ours = (scores.clone().requires_grad_() for _ in range(2))
+    wanted = mean_over_rankings(true, mask, rankings, value_of(rankings, factors, mask))
+    found = expected_metric(ours, gain, weight, mask, factors.survival, factors.counted, FINE)
+    assert torch.allclose(found, wanted, atol=1e-8)
+    assert torch.allclose(*(torch.autograd.grad(x.sum(), s)[0] for x, s in ((found, ours), (wanted, true))), atol=1e-7)
+
+
+def test_a_cutoff_of_each_lists_own_is_that_cutoff_alone():
+    scores, mask, gain = long_lists()
+    cutoffs = torch.tensor([3, 10, 1, 7])
+    weight = (torch.arange(10) < cutoffs[:, None]).double()
+    together = expected_metric(scores, gain, weight, mask, grid=FINE)
+    for b, cutoff in enumerate(cutoffs.tolist()):
+        alone = expected_metric(scores[b, None], gain[b, None], weight[0].new_ones(cutoff), mask[b, None], grid=FINE)
+        assert torch.allclose(together[b], alone[0], atol=1e-10)
+
+
+def subsets_placed(scores, gain, weight):
+    """E[metric] of one list, rank by rank over the sets that may have been placed before; differentiable."""
+    n, total = len(scores), scores.new_zeros(())
+    chances = {0: scores.new_ones(())}
+    for rank in range(min(len(weight), n)):
+        after = {}
+        for placed, chance in chances.items():
+            left = [d for d in range(n) if not placed >> d & 1]
+            for d, share in zip(left, scores[left].softmax(-1) * chance, strict=True):
+                total = total + weight[rank] * gain[d] * share
+                after[placed | 1 << d] = after.get(placed | 1 << d, 0.0) + share
+        chances = after
+    return total
+
+
+def test_nine_candidates_agree_with_the_sum_over_all_sets_placed_before():
+    draw = torch.Generator().manual_seed(5)
+    scores, gain = torch.randn(9, generator=draw, dtype=torch.float64) * 2, torch.rand(9, generator=draw).double()
+    weight = 1.0 / torch.arange(2, 8, dtype=torch.float64).log2()
+    true, ours = (scores.clone().requires_grad_() for _ in range(2))
+    wanted = subsets_placed(true, gain, weight)
+    found = expected_metric(ours[None], gain[None], weight, torch.ones(1, 9, dtype=torch.bool), grid=FINE)[0]
+    assert abs(found - wanted) < 1e-8
+    assert torch.allclose(*(torch.autograd.grad(x, s)[0] for x, s in ((found, ours), (wanted, true))), atol=1e-8)
+
+
+# ------------------------------------------------------------------------------------- the gradient at full length
+def full_length(kind, cutoff, n=100):
+    scores, mask, gain = long_lists(n=n, spread={"peaked": 4.0, "equal": 0.0}.get(kind, 1.0))
+    if kind == "buried":
+        gain = torch.zeros_like(gain).index_fill_(1, torch.tensor([0]), 1.0)
+        scores[:, 0] = -3.0
+    return scores, mask, gain
+
+
+@pytest.mark.parametrize("cutoff", [1, 10, 30, 100])
+@pytest.mark.parametrize("kind", ["random", "peaked", "buried", "equal"])
+def test_the_default_grid_keeps_its_promise_at_full_length(kind, cutoff):
+    scores, mask, gain = full_length(kind, cutoff)
+    true_values, true = metric_of(scores, mask, gain, cutoff, grid=FINE)
+    for dtype, bound in ((torch.float64, 5e-6), (torch.float32, 2e-5)):
+        values, gradient = metric_of(scores.to(dtype), mask, gain, cutoff)
+        assert ((gradient - true).norm(dim=-1) <= bound * true.norm(dim=-1)).all()
+        assert torch.allclose(values.double(), true_values, rtol=1e-5)
+
+
+def test_a_deep_cut_in_a_long_list_is_as_exact_as_a_shallow_one():
+    """A cut after 100 equal candidates is three times as sharp as one after 10: it needs, and gets, shorter steps."""
+    scores, mask, gain = full_length("equal", 100, n=400)
+    weight = torch.ones(100, dtype=torch.float64)
+    ours, true = (scores.clone().requires_grad_() for _ in range(2))
+    found = expected_metric(ours, gain, weight, mask)
+    wanted = expected_metric(true, gain, weight, mask, grid=FINE)
+    assert torch.allclose(found, wanted, rtol=1e-6)
+    slope, true_slope = torch.autograd.grad(found.sum(), ours)[0], torch.autograd.grad(wanted.sum(), true)[0]
+    assert (slope - true_slope).norm() < 1e-5 * true_slope.norm()
+
+
+@pytest.mark.parametrize("with_", ["nothing", "survival", "counted"])
+def test_what_lies_before_the_first_node_is_added_to_second_order(with_):
+    scores, mask, gain = long_lists(spread=0.5)
+    other = {} if with_ == "nothing" else {with_: (gain > 0).double()}
+    weight = 1.0 / torch.arange(1, 8, dtype=torch.float64)
+    found, late = [], []
+    for before, out in ((8.0, found), (3.0, late)):
+        leaf = scores.clone().requires_grad_()
+        values = expected_metric(leaf, gain, weight, mask, grid=FINE._replace(before=before), **other)
+        out += [values.detach(), torch.autograd.grad(values.sum(), leaf)[0]]
+    # The third order is e^-9, about 1e-4, times a small number; the second would be e^-6.
+    for one, true in zip(late, found, strict=True):
+        assert (one - true).abs().max() < 2e-5 * true.abs().max()
+
+
+@pytest.mark.parametrize("with_", ["nothing", "survival", "counted"])
+def test_the_gradient_is_that_of_finite_differences(with_):
+    scores, mask, gain = long_lists(2, n=21)
+    other = {} if with_ == "nothing" else {with_: (gain > 1).double()}
+    weight = 1.0 / torch.arange(1, 8, dtype=torch.float64)
+    leaf = scores.clone().requires_grad_()
+    expected_metric(leaf, gain, weight, mask, grid=FINE, **other).sum().backward()
+    step = 1e-4
+    for d in (0, 3, 6):
+        there = torch.zeros_like(scores)
+        there[:, d] = step
+        up, down = (expected_metric(scores + sign * there, gain, weight, mask, grid=FINE, **other) for sign in (1, -1))
+        assert torch.allclose((up - down) / (2 * step), leaf.grad[:, d], atol=1e-6)
+    assert leaf.grad.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_are_computed_in_float32_and_get_their_gradient_in_their_own_type(dtype):
+    scores, mask, gain = long_lists(dtype=torch.float32)
+    half = scores.to(dtype)
+    leaf = half.clone().requires_grad_()
+    weight = 1.0 / torch.arange(2, 12).log2()
+    values = expected_metric(leaf, gain, weight, mask)
+    values.sum().backward()
+    wide_values, wide = metric_of(half.float(), mask, gain)
+    assert values.dtype == torch.float32
+    assert torch.equal(values, wide_values)
+    assert leaf.grad.dtype == dtype
+    assert torch.equal(leaf.grad, wide.to(dtype))
+
+
+@pytest.mark.parametrize("span", [100.0, 1e4])
+@pytest.mark.parametrize("cutoff", [10, 40])
+def test_scores_far_apart_give_their_own_order(span, cutoff):
+    draw = torch.Generator().manual_seed(3)
+    scores = torch.stack([torch.randperm(40, generator=draw) for _ in range(3)]) * (span / 40)
+    mask, gain = torch.ones(3, 40, dtype=torch.bool), torch.rand(3, 40, generator=draw)
+    values, gradient = metric_of(scores, mask, gain, cutoff)
+    greedy = gain.gather(1, scores.argsort(-1, descending=True))[:, :cutoff] / torch.arange(2, cutoff + 2).log2()
+    assert gradient.isfinite().all()
+    # Neighbours 2.5 apart change places now and then, neighbours 250 apart never.
+    assert torch.allclose(values, greedy.sum(-1), atol=1e-4 if span == 1e4 else 0.3)
+    assert (gradient.abs().max() > 1e-3) == (span == 100.0)
+
+
+def test_one_relevant_document_far_below_the_rest_keeps_its_small_chance():
+    scores = torch.tensor([[0.0, 0.0, -60.0]], dtype=torch.float64, requires_grad=True)
+    gain = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    loss = -expected_metric(scores, gain, torch.ones(1, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)).log()
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(60 + math.log(2), rel=1e-6)
+    assert torch.allclose(scores.grad, torch.tensor([[0.5, 0.5, -1.0]], dtype=torch.float64), atol=1e-5)
+
+
+def test_second_derivatives_are_refused_and_none_are_computed_without_need():
+    scores, mask, gain = long_lists()
+    leaf = scores.clone().requires_grad_()
+    value = expected_metric(leaf, gain, torch.ones(3, dtype=torch.float64), mask).square().sum()
+    [slope] = torch.autograd.grad(value, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
+    with torch.no_grad():
+        assert not expected_metric(leaf, gain, torch.ones(3, dtype=torch.float64), mask).requires_grad
+
+
+# -------------------------------------------------------------------------------------------------------- any reward
+class Summed:
+    """A reward of two terms of different depth, one of them a cascade."""
+
+    name = "summed"
+
+    def terms(self, lists):
+        found = lists.labels.double()
+        return (
+            Factors(found, torch.tensor([1.0, 0.5, 0.25])),
+            Factors(found.clamp(max=1), torch.ones(5), 1 - 0.5 * found.clamp(max=1)),
+        )
+
+    def __call__(self, rankings, lists):
+        return sum(value_of(rankings, term, lists.mask) for term in self.terms(lists))
+
+
+class FirstBeforeSecond:
+    name = "first before second"
+
+    def expected(self, scores, lists):
+        return (scores[:, 0] - scores[:, 1]).sigmoid()
+
+    def __call__(self, rankings, lists):
+        return ((rankings == 0).int().argmax(-1) < (rankings == 1).int().argmax(-1)).double()
+
+
+class Together:
+    name = "together"
+
+    def __init__(self, parts, combine):
+        self.parts, self.combine = parts, combine
+
+
+def small_batch():
+    batch = batch_with([(0, 3, 1, 0, 2), (1, 0, 0, 2, 0)], 5)
+    return batch, random_scores(batch.mask), rankings_of(5).expand(2, -1, -1)
+
+
+@pytest.mark.parametrize("reward", [Summed(), FirstBeforeSecond()], ids=lambda reward: reward.name)
+def test_sums_of_terms_and_closed_forms_are_the_means_over_all_rankings(reward):
+    batch, scores, rankings = small_batch()
+    true, ours = (scores.clone().requires_grad_() for _ in range(2))
+    wanted = mean_over_rankings(true, batch.mask, rankings, reward(rankings, batch))
+    found = expected_reward(ours, reward, batch, FINE)
+    assert is_exact(reward)
+    assert torch.allclose(found, wanted, atol=1e-8)
+    assert torch.allclose(*(torch.autograd.grad(x.sum(), s)[0] for x, s in ((found, ours), (wanted, true))), atol=1e-7)
+
+
+def test_a_combination_combines_the_expectations_of_its_parts_and_passes_their_gradients_on():
+    batch, scores, rankings = small_batch()
+    parts = (Summed(), FirstBeforeSecond())
+    shares = torch.tensor([[0.25, 2.0], [1.0, -1.0]], dtype=torch.float64)
+    weighted = Together(parts, lambda values, lists: (values * shares[:, None]).sum(-1))
+    smallest = Together((weighted, FirstBeforeSecond()), lambda values, lists: values.amin(-1))
+    values = torch.stack([part(rankings, batch) for part in parts], -1)
+    true, ours = (scores.clone().requires_grad_() for _ in range(2))
+    wanted = mean_over_rankings(true, batch.mask, rankings, weighted.combine(values, batch))
+    found = expected_reward(ours, weighted, batch, FINE)
+    assert torch.allclose(found, wanted, atol=1e-7)
+    assert torch.allclose(*(torch.autograd.grad(x.sum(), s)[0] for x, s in ((found, ours), (wanted, true))), atol=1e-7)
+    second = expected_reward(scores, FirstBeforeSecond(), batch)
+    assert is_exact(smallest)
+    assert torch.allclose(expected_reward(scores, smallest, batch, FINE), torch.minimum(found.detach(), second))
+
+
+@pytest.mark.parametrize("parts", [(), (Summed(), Together((), None)), (lambda rankings, lists: rankings,)])
+def test_a_reward_without_a_known_expectation_is_named_and_the_way_out_given(parts):
+    reward = Together(parts, lambda values, lists: values.sum(-1))
+    batch, scores, _ = small_batch()
+    assert not is_exact(reward)
+    with pytest.raises(InputError, match=r"'together' is not known: .* estimate it"):
+        expected_reward(scores, reward, batch)
+
+
+# --------------------------------------------------------------------------------------------- placement and exposure
+def test_placement_is_the_share_of_all_rankings_that_have_the_candidate_there():
+    batch = batch_with([(0, 0, 0, 0, 0), (0, 0, 0)], 5)
+    scores = random_scores(batch.mask)
+    chances = placement(scores, batch.mask, 6, FINE)
+    assert chances.shape == (2, 5, 6)
+    for b, n in enumerate((5, 3)):
+        rankings = rankings_of(n)
+        share = plackett_luce.log_prob(scores[b : b + 1, :n], batch.mask[b : b + 1, :n], rankings).exp()[0]
+        for d, rank in permutations(range(n), 2):
+            assert chances[b, d, rank] == pytest.approx(float(share[rankings[0, :, rank] == d].sum()), abs=1e-8)
+    assert (chances[1, 3:] == 0).all()
+    assert chances[1, :, 3:].abs().max() < 1e-8
+
+
+def test_placement_sums_to_one_and_weighed_by_rank_is_the_exposure():
+    scores, mask, _ = long_lists(n=101)
+    chances = placement(scores, mask, 20, FINE)
+    assert torch.allclose(chances.sum(1), torch.ones(4, 20, dtype=torch.float64), atol=1e-7)
+    assert torch.allclose(placement(scores, mask, 101, FINE).sum(-1), mask.double(), atol=1e-7)
+    weight = torch.rand(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(chances @ weight, exposure(scores, weight, mask, FINE), atol=1e-8)
+    assert torch.allclose(placement(scores, mask, 1, FINE)[..., 0], scores.softmax(-1), atol=1e-8)
+    assert placement(scores[:0], mask[:0], 3).shape == (0, 101, 3)
+
+
 def test_exposure_is_shared_out_in_full():
     scores, mask, _ = long_lists()
     weight = 1.0 / torch.arange(2, 52, dtype=torch.float64).log2()
@@ -304,7 +618,7 @@ def test_a_list_without_candidates_has_no_exposure_and_does_not_disturb_its_neig
     shares = exposure(empty, weight, empty.isfinite())
     assert (shares[3] == 0).all()
     assert torch.allclose(shares[:3], exposure(scores, weight, scores.isfinite()), atol=1e-10)
-    monkeypatch.setattr(expected, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(nodes, "CHUNK_BYTES", 1)
     assert torch.allclose(exposure(empty, weight, empty.isfinite()), shares, atol=1e-10)
 
 

@@ -119,6 +119,25 @@ def test_the_generator_alone_decides_the_draw():
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("cutoff", [1, 2, 3, 4, 9])
+def test_with_a_cutoff_the_first_places_of_the_same_rankings_are_drawn(cutoff):
+    whole, top = (pl.sample(SCORES, MASK, 50, torch.Generator().manual_seed(3), k) for k in (None, cutoff))
+    real = MASK[:, None].expand(-1, 50, -1).gather(-1, whole)[..., :cutoff]
+    assert torch.equal(top[real], whole[..., :cutoff][real])  # where a list has ended, any padding may stand
+    assert not MASK[:, None].expand(-1, 50, -1).gather(-1, top)[~real].any()
+    assert top.shape == (4, 50, min(cutoff, 4)) and (top.sort(-1).values.diff(dim=-1) > 0).all()
+
+
+def test_the_noise_is_fine_where_rankings_are_decided():
+    # The earliest thousandth of a million arrivals: noise from uniform numbers of 24 bits has about 30 ties there.
+    even = torch.zeros(1, 1000)
+    noise = pl.perturbed(even, even == 0, 1000, torch.Generator().manual_seed(0)).flatten()
+    early = noise[noise > -math.log(1e-3)]
+    assert len(early) == pytest.approx(1000, abs=4.5 * 1000**0.5)
+    assert len(early) - len(early.unique()) < 8
+    assert noise.isfinite().all()
+
+
 def test_the_best_ranking_sorts_by_score_with_ties_in_first_stage_order_and_padding_last():
     scores = torch.tensor([[1.0, 2.0, 1.0, 2.0], [-5.0, 0.0, -5.0, 9.0]])
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
@@ -192,3 +211,116 @@ def test_the_gradient_of_the_entropy_is_finite_beside_padding_and_placed_candida
     pl.entropy_by_rank(scores, MASK, torch.arange(4).expand(4, 1, 4), 3).sum().backward()
     assert scores.grad.isfinite().all()
     assert scores.grad[0].abs().max() > 0
+
+
+# ------------------------------------------------------------------------- entropy and divergence of whole rankings
+def prefixes(n, width, k):
+    """All rankings of n candidates cut to k places, padding last, [R, k]."""
+    return torch.tensor(sorted({(*order, *range(n, width))[:k] for order in permutations(range(n))}))
+
+
+def divergences(kind, scores, mask, rankings, cutoff):
+    """The estimate from given rankings, and what it estimates for the ranking's log-probabilities."""
+    reference = torch.linspace(-1, 2, scores.shape[1]).expand_as(scores).double().masked_fill(~mask, -INF)
+    if kind == "entropy":
+        return pl.ranking_entropy(scores, mask, rankings, cutoff), -pl.log_prob(scores, mask, rankings)
+    found = pl.ranking_kl(scores, reference, mask, rankings, cutoff)
+    return found, pl.log_prob(scores, mask, rankings) - pl.log_prob(reference, mask, rankings)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize(("n", "cutoff"), [(5, 2), (4, 3), (4, 5), (2, 3), (1, 2), (0, 2)])
+@pytest.mark.parametrize("kind", ["entropy", "kl"])
+def test_estimates_of_all_rankings_weighed_by_probability_are_the_exact_value_and_gradient(kind, n, cutoff, together):
+    mask = torch.arange(5)[None] < n
+    scores = torch.tensor([[0.3, -1.2, 2.0, 0.7, -0.1]]).double().masked_fill(~mask, -INF)
+    rankings = prefixes(n, 5, cutoff)
+    leaf = scores.clone().requires_grad_()
+    chance = pl.log_prob(leaf, mask, rankings[None])[0].exp()
+    exact = (chance * divergences(kind, leaf, mask, rankings[None], cutoff)[1][0]).sum()
+    exact.backward()
+
+    picks = torch.cartesian_prod(*[torch.arange(len(rankings))] * together).reshape(-1, together)
+    weight = chance.detach()[picks].prod(-1)
+    other = scores.clone().requires_grad_()
+    rows = [x.expand(len(picks), -1) for x in (other, mask)]
+    found = (weight * divergences(kind, *rows, rankings[picks], cutoff)[0]).sum()
+    found.backward()
+    assert found.item() == pytest.approx(exact.item(), abs=1e-12)
+    assert torch.allclose(other.grad, leaf.grad, atol=1e-12)
+    assert n < 2 or leaf.grad.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["entropy", "kl"])
+def test_estimates_from_real_draws_are_right_within_their_noise_and_calmer_than_log_probabilities(kind):
+    copies, size = 2000, 4
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    scores = torch.tensor([[0.3, -1.2, 2.0, 0.7, -0.1]]).double()
+    leaf = scores.clone().requires_grad_()
+    rankings = prefixes(5, 5, 3)[None]
+    chance = pl.log_prob(leaf, mask, rankings).exp()
+    exact = (chance * divergences(kind, leaf, mask, rankings, 3)[1]).sum()
+    exact.backward()
+    many = scores.repeat(copies, 1).requires_grad_()
+    wide = mask.expand(copies, -1)
+    drawn = pl.sample(many, wide, size, torch.Generator().manual_seed(0), 3)
+    found, plain = divergences(kind, many, wide, drawn, 3)
+    found.sum().backward()
+    noise = many.grad.std(0) / copies**0.5
+    assert ((many.grad.mean(0) - leaf.grad).abs() < 4 * noise).all() and noise.max() < 0.02
+    assert (found.mean() - exact).abs() < 4 * found.std() / copies**0.5
+    assert found.std() < 0.6 * plain.mean(-1).std()
+
+
+def test_the_kl_of_rankings_is_never_negative_and_zero_without_gradient_where_nothing_changed():
+    draw = torch.Generator().manual_seed(0)
+    scores, other = (torch.randn(20, 9, generator=draw) * 3 for _ in range(2))
+    mask = torch.arange(9) < torch.arange(20)[:, None]
+    rankings = pl.sample(scores, mask, 3, draw, 6)
+    assert (pl.ranking_kl(scores, other, mask, rankings, 6) >= 0).all()
+    leaf = scores.clone().requires_grad_()
+    same = pl.ranking_kl(leaf, scores + 4, mask, rankings, 6)
+    same.sum().backward()
+    assert same.abs().max() < 1e-5 and leaf.grad.abs().max() < 1e-5
+
+
+def test_the_reference_of_the_kl_is_not_pulled():
+    scores, reference = SCORES.clone().requires_grad_(), (SCORES * 0.5).masked_fill(~MASK, -INF).requires_grad_()
+    rankings = pl.sample(SCORES, MASK, 4, torch.Generator().manual_seed(0), 2)
+    pl.ranking_kl(scores, reference, MASK, rankings, 2).sum().backward()
+    assert scores.grad.isfinite().all() and scores.grad[0].abs().max() > 0
+    assert reference.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entropy_and_kl_of_wide_scores_and_whole_or_short_lists_have_finite_gradients(dtype):
+    scores = torch.tensor([[500.0, -500.0, 0.0, 30.0], [9.0, 0.0, -INF, -INF], [-INF] * 4], dtype=dtype)
+    mask = scores.isfinite()
+    leaf = scores.clone().requires_grad_()
+    rankings = torch.tensor([[[1, 2, 0, 3], [0, 3, 2, 1]]]).expand(3, -1, -1)
+    rankings = torch.where(mask.all(-1)[:, None, None], rankings, torch.arange(4))
+    found = pl.ranking_entropy(leaf, mask, rankings, 4) + pl.ranking_kl(leaf, -scores, mask, rankings, 4)
+    found.sum().backward()
+    assert found.isfinite().all() and leaf.grad.isfinite().all()
+    assert found[2] == 0 and (leaf.grad[~mask] == 0).all()
+
+
+def test_the_entropy_of_even_scores_is_that_of_the_shuffle():
+    even = torch.zeros(1, 6)
+    rankings = pl.sample(even, even == 0, 2, torch.Generator().manual_seed(0), 4)
+    found = pl.ranking_entropy(even, even == 0, rankings, 4)
+    assert found.item() == pytest.approx(math.log(6 * 5 * 4 * 3), rel=1e-6)
+    by_rank, choice = pl.choice_entropies(even, even == 0, rankings, 4)
+    assert by_rank[0].tolist() == pytest.approx([math.log(n) for n in (6, 5, 4, 3)])
+    assert choice.all()
+
+
+def test_a_decayed_sum_is_its_recurrence():
+    draw = torch.Generator().manual_seed(0)
+    for length in (1, 2, 7, 8, 13):
+        values, decay = torch.randn(3, length, generator=draw).double(), torch.rand(3, length, generator=draw).double()
+        expected, before = [], torch.zeros(3).double()
+        for r in range(length):
+            before = values[:, r] + decay[:, r] * before
+            expected.append(before)
+        assert torch.allclose(pl.decayed_sum(values, decay), torch.stack(expected, -1), atol=1e-12)

@@ -12,6 +12,7 @@ from sentence_transformers import CrossEncoder
 
 from rerank import Reranker
 from rerank.errors import InputError
+from rerank.models.calibration import Calibration
 from rerank.models.loading import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
@@ -248,6 +249,85 @@ def test_first_stage_scores_of_a_model_that_uses_none_are_ignored_aloud(reranker
     plain = reranker.rank(QUERY, TEXTS)
     assert reranker.rank(QUERY, TEXTS, first_stage={"bm25": [1.0] * 6}) == plain
     assert "uses no first-stage scores" in caplog.text
+
+
+# Probabilities
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_bert):
+    policy = a_policy(tiny_bert)
+    policy.calibration = Calibration("affine", a=3.0, b=-0.5)
+    return Reranker(policy)
+
+
+def test_probabilities_are_those_of_the_logits_and_leave_order_and_scores_alone(calibrated, reranker, tmp_path):
+    plain = reranker.rank(QUERY, TEXTS)
+    calibrated.save_pretrained(tmp_path)
+    again = Reranker.from_pretrained(tmp_path, device="cpu", precision="float32")
+    for made in (calibrated, again):
+        hits = made.rank(QUERY, TEXTS, probabilities=True)
+        assert [hit.index for hit in hits] == [hit.index for hit in plain]
+        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in plain], atol=1e-6)
+        wanted = [1 / (1 + math.exp(-(3 * hit.score - 0.5))) for hit in hits]
+        np.testing.assert_allclose([hit.probability for hit in hits], wanted, atol=1e-12)
+    assert [hit.probability for hit in calibrated.rank(QUERY, TEXTS)] == [None] * len(TEXTS)
+    np.testing.assert_array_equal(
+        calibrated.predict([(QUERY, text) for text in TEXTS]), reranker.predict([(QUERY, text) for text in TEXTS])
+    )
+
+
+def test_a_threshold_drops_the_documents_below_it_and_keeps_those_at_it(calibrated):
+    hits = calibrated.rank(QUERY, TEXTS, probabilities=True)
+    for i, hit in enumerate(hits):
+        assert calibrated.rank(QUERY, TEXTS, min_probability=hit.probability) == hits[: i + 1]
+        assert calibrated.rank(QUERY, TEXTS, min_probability=np.nextafter(hit.probability, 1.0)) == hits[:i]
+    assert calibrated.rank(QUERY, TEXTS, min_probability=0) == hits
+    assert calibrated.rank(QUERY, TEXTS, min_probability=1.0) == []
+    assert calibrated.rank(QUERY, TEXTS, top_k=2, min_probability=hits[3].probability) == hits[:2]
+
+
+def test_documents_of_one_probability_are_ordered_by_their_logits(tiny_bert, reranker):
+    policy = a_policy(tiny_bert)
+    policy.calibration = Calibration("isotonic", knots=((0.0, 0.25),))
+    hits = Reranker(policy).rank(QUERY, TEXTS, probabilities=True)
+    assert {hit.probability for hit in hits} == {0.25}
+    assert [hit.index for hit in hits] == [hit.index for hit in reranker.rank(QUERY, TEXTS)]
+    assert Reranker(policy).rank(QUERY, TEXTS, min_probability=0.25) == hits
+
+
+@pytest.mark.parametrize("wish", [{"probabilities": True}, {"min_probability": 0.0}])
+def test_probabilities_of_a_model_without_calibration_say_how_to_get_one(wish, reranker):
+    for documents in (TEXTS, []):
+        with pytest.raises(InputError, match=r"not calibrated.*\[calibrate\].*Calibrate\(\)\.run\(reranker\.policy"):
+            reranker.rank(QUERY, documents, **wish)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, math.nan, "0.5", True, [0.5]])
+def test_a_min_probability_that_is_none_is_refused(wrong, calibrated):
+    with pytest.raises(InputError, match="min_probability must be a number from 0 to 1, or None"):
+        calibrated.rank(QUERY, TEXTS, min_probability=wrong)
+
+
+def test_each_view_of_the_scores_has_its_own_probabilities(tiny_bert):
+    policy = a_policy(tiny_bert, FirstStageWeights({"bm25": 2.0}))
+    policy.calibration = Calibration("affine", a=2.0, b=1.0, plain=Calibration("affine", a=1.0, b=-3.0))
+    made, scores = Reranker(policy), {"bm25": [1.0, 2.0, 3.0, 4.0, 5.0, 90.0]}
+    for hit in made.rank(QUERY, TEXTS, first_stage=scores, probabilities=True):
+        assert hit.probability == pytest.approx(1 / (1 + math.exp(-(2 * hit.score + 1))))
+    for hit in made.rank(QUERY, TEXTS, probabilities=True):
+        assert hit.probability == pytest.approx(1 / (1 + math.exp(-(hit.score - 3))))
+    policy.first_stage.active = False
+    for hit in made.rank(QUERY, TEXTS, probabilities=True):
+        assert hit.probability == pytest.approx(1 / (1 + math.exp(-(hit.score - 3))))
+
+
+def test_probabilities_without_the_first_stage_scores_they_were_fitted_with_are_refused(tiny_bert):
+    policy = a_policy(tiny_bert, FirstStageWeights({"bm25": 2.0}))
+    policy.calibration = Calibration("affine", a=2.0, b=1.0)
+    with pytest.raises(InputError, match=r"give first_stage with \['bm25'\], or calibrate the model anew"):
+        Reranker(policy).rank(QUERY, TEXTS, probabilities=True)
+    assert Reranker(policy).rank(QUERY, ["x"], first_stage={"bm25": [1.0]}, probabilities=True)[0].probability > 0
 
 
 # A model that is not ours

@@ -1,11 +1,9 @@
 """One HTML file that tells what a run found: the answer first, then what it rests on.
 
-It is made from the files of a run folder alone: `table.json` (needed), `changes.json`, `metrics.jsonl` and
-`summary.json` (each optional; the report says which are absent). The page refers to nothing outside itself, and its
-content security policy forbids it to: texts come from users' documents and are escaped, and only the page's own
-script, named by its hash, may run.
-
-Horizontal places are percentages, so that drawings stretch with the page while their letters keep their size.
+It is made from the files of a run folder alone: `table.json` (needed), `diagnosis.json`, `calibration.json`,
+`changes.json`, `metrics.jsonl` and `summary.json` (each optional; the report says which are absent). The page refers to
+nothing outside itself, and its content security policy forbids it to: texts come from users' documents and are
+escaped, and only the page's own script, named by its hash, may run.
 """
 
 from __future__ import annotations
@@ -14,85 +12,29 @@ import base64
 import hashlib
 import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from rerank.errors import DataError, InputError, NotFound
 from rerank.evaluation.changes import Change, changes_from_json
-from rerank.evaluation.measures import parse_measure
-from rerank.evaluation.tables import EQUAL, Table, decimal, p_value, signed
+from rerank.evaluation.drawing import dot_axis, dots, gains, stages
+from rerank.evaluation.findings import audits, calibrations, diagnoses, forests
+from rerank.evaluation.tables import Table
+from rerank.evaluation.wording import decimal, p_value, signed
+
+Found = TypeVar("Found")
 
 logger = logging.getLogger("rerank.evaluation")
 
-_MOST_BARS = 1000
-"""Queries drawn in the plot of gains and losses; of more, the largest gains and losses."""
-_MOST_POINTS = 240
-"""Points of a curve; of more, neighbours are averaged."""
+FILES = ("summary.json", "diagnosis.json", "calibration.json", "changes.json", "metrics.jsonl")
+"""What the report shows beside its table, each file where it is there."""
+FIRST_SENTENCES = 6
+"""Sentences of the verdict that stand at the top; the others are a click away."""
 
-
-class Axis(NamedTuple):
-    """A linear axis over round numbers."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    places: int
-    """Decimal places that its ticks need."""
-
-    def at(self, value: float) -> float:
-        """The place of `value` in percent of the axis' length."""
-        return round(100 * (value - self.low) / (self.high - self.low), 3)
-
-
-class Dot(NamedTuple):
-    """One arm in the dot plot; places in percent."""
-
-    arm: str
-    mean: float
-    x: float
-    left: float
-    right: float
-
-
-class Bar(NamedTuple):
-    """One query in the plot of gains and losses; places and sizes in percent."""
-
-    query_id: str
-    difference: float
-    x: float
-    width: float
-    y: float
-    height: float
-    change: int | None
-    """The number of the query's details, where there are any."""
-
-
-class Gains(NamedTuple):
-    """The plot of gains and losses."""
-
-    bars: tuple[Bar, ...]
-    """The largest gain first, the largest loss last."""
-    top: float
-    bottom: float
-    zero: float
-    """The height of the line of no change, in percent from the top."""
-    counts: tuple[int, int, int]
-    """All queries that gained, did not change, and lost."""
-
-
-class Curve(NamedTuple):
-    """One quantity over the steps of one stage."""
-
-    title: str
-    x: Axis
-    y: Axis
-    points: tuple[tuple[float, float], ...]
-    """In percent, the vertical ones from the top."""
-    last: float
-    dots: bool
+MOST_STAGES = 8
+"""Training stages whose curves are shown at once; the others likewise."""
 
 
 def write_report(folder: Path) -> Path:
@@ -103,26 +45,29 @@ def write_report(folder: Path) -> Path:
             f"{folder / 'table.json'} does not exist, and the report is made of it; "
             "evaluate the run first, or give the folder of another run"
         )
-    try:
-        table = Table.from_json(_read_json(folder / "table.json"))
-    except InputError as error:
-        raise (
-            error if isinstance(error, DataError) else DataError.at(folder / "table.json", None, str(error))
-        ) from error
+    table = _read(folder / "table.json", Table.from_json)
     changes, pair = _read_changes(folder / "changes.json", table)
     summary = _read_json(folder / "summary.json")
     page = _render(
         title=str(summary.get("title") or folder.resolve().name),
         table=table,
         column_best={m: max(cells[m].mean for cells in table.arms.values()) for m in table.measures},
-        axis=_dot_axis(table),
+        said=table.said(),
+        first_sentences=FIRST_SENTENCES,
+        most_stages=MOST_STAGES,
+        seeds_told=seeds_told(table),
+        axis=dot_axis(table),
         dots=dots(table),
+        forests=forests(table, _groups(summary)),
+        audits=_read(folder / "summary.json", lambda content: audits(content.get("audit"))),
+        diagnoses=_read(folder / "diagnosis.json", diagnoses),
+        calibrations=_read(folder / "calibration.json", calibrations),
         pair=pair,
         gains=gains(_differences(table, pair), {c.query_id: i for i, c in enumerate(changes)}),
         changes=changes,
         stages=stages(_read_jsonl(folder / "metrics.jsonl"), table.measures[0]),
         summary=summary,
-        absent=[n for n in ("summary.json", "changes.json", "metrics.jsonl") if not (folder / n).is_file()],
+        absent=[name for name in FILES if not (folder / name).is_file()],
     )
     path, unfinished = folder / "report.html", folder / "report.html.partial"
     # A text may hold a lone surrogate, which UTF-8 cannot write; it is shown as its escape.
@@ -131,120 +76,37 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def round_axis(low: float, high: float, steps: int = 5) -> Axis:
-    """The axis with about `steps` round ticks that covers `low` to `high`."""
-    if high - low < 1e-9:
-        low, high = low - 0.05, high + 0.05
-    rough = (high - low) / steps
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
-    places = max(0, -math.floor(math.log10(step) + 1e-9), 3 if step == 2.5 * power and power < 0.1 else 0)
-    return Axis(first * step, last * step, tuple(round(i * step, 10) for i in range(first, last + 1)), places)
+def seeds_told(table: Table) -> str:
+    """The sentence that says over how many seeds each arm's numbers are means."""
+    by_count: dict[int, list[str]] = {}
+    for arm in table.arms:
+        by_count.setdefault(table.seeds.get(arm, 1), []).append(arm)
+    single = by_count.pop(1, [])
+    if not by_count:
+        return "Each arm is a single run."
+    most = max(by_count, key=lambda n: len(by_count[n]))
+    others = [f"{', '.join(arms)} over {n}" for n, arms in by_count.items() if n != most]
+    alone = [f"{', '.join(single)} {'are single runs' if len(single) > 1 else 'is a single run'}"] if single else []
+    return "; ".join([f"Numbers are means over {most} seeds", *others, *alone]) + "."
 
 
-def dots(table: Table) -> list[Dot]:
-    """The arms of the dot plot, in the table's order."""
-    axis, primary = _dot_axis(table), table.measures[0]
-    cells = {arm: by_measure[primary] for arm, by_measure in table.arms.items()}
-    return [
-        Dot(arm, cell.mean, axis.at(cell.mean), axis.at(cell.low), axis.at(cell.high)) for arm, cell in cells.items()
-    ]
+def _groups(summary: Mapping[str, Any]) -> dict[str, Any]:
+    groups = summary.get("groups")
+    return dict(groups) if isinstance(groups, Mapping) else {}
 
 
-def gains(differences: Mapping[str, float], detailed: Mapping[str, int]) -> Gains | None:
-    """The plot of `differences`; `detailed` maps queries with details to their number. None without differences."""
-    if not differences:
-        return None
-    gained, lost = sum(d > EQUAL for d in differences.values()), sum(d < -EQUAL for d in differences.values())
-    ranked = sorted(differences.items(), key=lambda item: -item[1])
-    if len(ranked) > _MOST_BARS:
-        ranked = ranked[: _MOST_BARS // 2] + ranked[-_MOST_BARS // 2 :]
-    top, bottom = max(ranked[0][1], 0.0), min(ranked[-1][1], 0.0)
-    if top - bottom < EQUAL:
-        top, bottom = 0.5, -0.5
-    span, slot = top - bottom, 100 / len(ranked)
-    zero, width = 100 * top / span, slot * (0.8 if len(ranked) < 300 else 1)
-    drawn = []
-    for i, (query_id, difference) in enumerate(ranked):
-        height = max(100 * abs(difference) / span, 0.4)
-        y = zero - height if difference > 0 else zero
-        x, w, y, height = (round(v, 3) for v in (i * slot, width, y, height))
-        drawn.append(Bar(query_id, difference, x, w, y, height, detailed.get(query_id)))
-    counts = (gained, len(differences) - gained - lost, lost)
-    return Gains(tuple(drawn), top, bottom, round(zero, 3), counts)
-
-
-def stages(records: Iterable[Mapping[str, Any]], primary: str) -> list[tuple[str, list[Curve]]]:
-    """(title, curves) of each model's stages, in the order in which they began."""
-    grouped: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        title = " · ".join(str(record[k]) for k in ("model", "stage") if record.get(k) is not None)
-        grouped.setdefault(title or "training", []).append(record)
-    grouped = {title: _by_step(group) for title, group in grouped.items()}
-    found = []
-    for title, group in grouped.items():
-        measured = _dev_measure(group, primary)
-        named = [("loss", "loss"), *([(measured, f"{measured} on dev")] if measured else [])]
-        curves = [c for key, label in named if (c := curve(group, key, label)) is not None]
-        if curves:
-            found.append((title, curves))
-    return found
-
-
-def _by_step(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records that have a step, in its order; a step that a resumed run repeated counts as it last was."""
-    last = {float(r["step"]): r for r in records if _is_number(r.get("step"))}
-    return [last[step] for step in sorted(last)]
-
-
-def curve(records: Sequence[Mapping[str, Any]], key: str, title: str) -> Curve | None:
-    """The curve of `key` by step; None where no record has it."""
-    known = [(float(r["step"]), float(r[key])) for r in records if _is_number(r.get("step")) and _is_number(r.get(key))]
-    if not known:
-        return None
-    size = math.ceil(len(known) / _MOST_POINTS)
-    blocks = [known[i : i + size] for i in range(0, len(known), size)]
-    means = [(sum(s for s, _ in b) / len(b), sum(v for _, v in b) / len(b)) for b in blocks]
-    x = round_axis(min(s for s, _ in means), max(s for s, _ in means), steps=3)
-    y = round_axis(min(v for _, v in means), max(v for _, v in means), steps=3)
-    points = tuple((x.at(s), round(100 - y.at(v), 3)) for s, v in means)
-    return Curve(title, x, y, points, known[-1][1], dots=len(means) <= 24)
-
-
-def _dev_measure(records: Sequence[Mapping[str, Any]], primary: str) -> str | None:
-    """The primary measure where the stage recorded it, else the first measure that it did record."""
-    keys = list(dict.fromkeys(k for r in records for k in r))
-    return primary if primary in keys else next((k for k in keys if _is_measure(k)), None)
-
-
-def _is_measure(key: str) -> bool:
+def _read(path: Path, found_in: Callable[[dict[str, Any]], Found]) -> Found:
+    """What `found_in` makes of the file; its complaint, where there is one, names the file."""
+    content = _read_json(path)
     try:
-        return str(parse_measure(key)) == key
-    except InputError:
-        return False
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer that no float holds
-        return False
-
-
-def _dot_axis(table: Table) -> Axis:
-    cells = [by_measure[table.measures[0]] for by_measure in table.arms.values()]
-    ends = [v for c in cells for v in (c.low, c.high, c.mean) if math.isfinite(v)]
-    return round_axis(min(ends), max(ends))
+        return found_in(content)
+    except InputError as error:
+        raise DataError.at(path, None, str(error)) from error
 
 
 def _read_changes(path: Path, table: Table) -> tuple[list[Change], tuple[str, str] | None]:
     """The recorded changes with their (before, after); without any, the arms of the first comparison."""
-    content = _read_json(path)
-    try:
-        changes = changes_from_json(content)
-    except InputError as error:
-        raise DataError.at(path, None, str(error)) from error
+    content, changes = _read(path, lambda content: (content, changes_from_json(content)))
     if changes:
         return changes, (str(content.get("before", "before")), str(content.get("after", "after")))
     return [], next(((c.against, c.arm) for c in table.comparisons), None)
@@ -304,12 +166,19 @@ def _render(**content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(decimal=decimal, signed=signed, p_value=p_value, duration=_duration, csp_hash=_csp_hash)
+    environment.filters.update(
+        decimal=decimal, signed=signed, p_value=p_value, duration=_duration, csp_hash=_csp_hash, whole=_whole
+    )
     return environment.get_template("report.html.j2").render(**content)
 
 
 def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
+
+
+def _whole(text: str) -> str:
+    """The text with its p-values kept from breaking across lines."""
+    return text.replace("p < ", "p\u00a0<\u00a0").replace("p = ", "p\u00a0=\u00a0")
 
 
 def _duration(seconds: float) -> str:

@@ -1,41 +1,54 @@
 """The comparison table: arms by measures, with intervals, paired tests and the sentences that follow from them.
 
 The first measure is the primary one; the verdict speaks of it alone. Holm's correction runs over the pairs compared
-within one measure. "Better" and "worse" are said only when the corrected p-value is below .05 *and* the paired
-bootstrap interval of the difference leaves out 0; otherwise the arms "do not differ measurably".
+within one measure. An arm may have several runs, one a seed: its values are means over its seeds, query by query.
+
+"Better" and "worse" are said only of a difference that is measurable:
+
+1. the corrected p-value is below .05. With several seeds the test counts queries and seeds as drawn at random, both
+   (min F', Clark 1973; `significance.crossed_t`): training luck would else pass for a gain (Bouthillier et al. 2021);
+2. the bootstrap interval of the difference over queries leaves out 0;
+3. every seed says so. A direction on which seeds disagree is not claimed, however small p is. (That the mean exceeds
+   its standard error over seeds then follows: numbers of one sign never have a mean below it.)
+
+Otherwise the arms "do not differ measurably". The i-th run of an arm and the i-th run of another are of one seed; a
+single run (a first stage, a recorded teacher) stands against every seed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rerank.errors import InputError, nearest
 from rerank.evaluation.measures import Evaluation, Measure, evaluate, parse_measure
-from rerank.evaluation.significance import bootstrap_intervals, effect_size, holm, paired_t
+from rerank.evaluation.significance import bootstrap_intervals, crossed_t, effect_size, holm
+from rerank.evaluation.wording import LEVEL, Said, conclusion, decimal, p_value, said, signed
 from rerank.types import Qrels, Run
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-LEVEL = 0.05
-"""The corrected p-value below which a difference is called one."""
+logger = logging.getLogger("rerank.evaluation")
+
 EQUAL = 1e-9
 """Differences below this are rounding: the query is a tie."""
 
 
-@final
-@dataclass(frozen=True)
-class Cell:
-    """The mean of one measure for one arm, with its bootstrap interval."""
+class Cell(NamedTuple):
+    """The mean of one measure for one arm, with its bootstrap interval over queries."""
 
     mean: float
     low: float
     high: float
+    spread: float = math.nan
+    """Standard deviation, over the seeds, of the arm's mean; NaN for one seed."""
 
 
 @final
@@ -56,11 +69,42 @@ class Comparison:
     ties: int
     effect: float
     """Cohen's d_z."""
+    by_seed: tuple[float, ...] = ()
+    """The mean difference in each seed; empty where both arms have one run."""
 
     @property
     def measurable(self) -> bool:
-        """Whether the difference is called one: corrected p below .05 and an interval without 0."""
-        return self.p_holm < LEVEL and (self.low > 0 or self.high < 0)
+        """Whether the difference is called one: corrected p below .05, an interval without 0, seeds of one mind."""
+        return self.p_holm < LEVEL and (self.low > 0 or self.high < 0) and self.seeds_agree
+
+    def reversed(self) -> Comparison:
+        """The same comparison as `against` minus `arm`."""
+        return Comparison(
+            arm=self.against,
+            against=self.arm,
+            measure=self.measure,
+            difference=-self.difference,
+            low=-self.high,
+            high=-self.low,
+            p=self.p,
+            p_holm=self.p_holm,
+            wins=self.losses,
+            losses=self.wins,
+            ties=self.ties,
+            effect=-self.effect,
+            by_seed=tuple(-d for d in self.by_seed),
+        )
+
+    @property
+    def seeds_agree(self) -> bool:
+        """Whether every seed has the direction of the difference (True of one seed)."""
+        direction = math.copysign(1.0, self.difference)
+        return all(difference * direction > EQUAL for difference in self.by_seed)
+
+    @property
+    def seeds_won(self) -> tuple[int, int] | None:
+        """(seeds in which `arm` is above, seeds); None where both arms have one run."""
+        return (sum(d > EQUAL for d in self.by_seed), len(self.by_seed)) if self.by_seed else None
 
 
 @final
@@ -75,11 +119,18 @@ class Table:
     queries: int
     seconds: dict[str, float] = field(default_factory=dict)
     per_query: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    """arm -> measure -> query id -> value."""
+    """arm -> measure -> query id -> value (its mean over the seeds)."""
     missing: dict[str, int] = field(default_factory=dict)
-    """arm -> judged queries that it has no document for (each counts 0)."""
+    """arm -> judged queries that it has no document for (each counts 0), in the worst of its seeds."""
     without_relevant: int = 0
     """Judged queries without a relevant document (each counts 0 for every arm)."""
+    seeds: dict[str, int] = field(default_factory=dict)
+    """arm -> its number of seeds."""
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether some arm has more than one seed."""
+        return any(n > 1 for n in self.seeds.values())
 
     @property
     def best(self) -> str:
@@ -93,8 +144,39 @@ class Table:
 
     def verdict(self) -> list[str]:
         """One plain sentence for each comparison on the primary measure."""
+        return [str(s) for s in self.said()]
+
+    def said(self) -> list[Said]:
+        """The sentences of the verdict, claim and evidence apart."""
         tested = [c for c in self.comparisons if c.measure == self.measures[0]]
-        return [sentence(c, self.queries, len(tested)) for c in tested]
+        return [said(c, self.queries, len(tested)) for c in tested]
+
+    def conclusion(self, refined: str, controls: Sequence[str]) -> str:
+        """One sentence: is `refined` better than every control, level with the best one, or worse than some?"""
+        return str(self.concluded(refined, controls))
+
+    def concluded(self, refined: str, controls: Sequence[str]) -> Said:
+        """The claim of `conclusion` and its evidence, apart."""
+        if not controls:
+            raise InputError(f"there is no control to hold {refined!r} against; name at least one arm")
+        primary = self.measures[0]
+        means = {arm: cells[primary].mean for arm, cells in self.arms.items()}
+        return conclusion(refined, [self.between(refined, control) for control in controls], means, self.queries)
+
+    def between(self, arm: str, against: str, measure: str | None = None) -> Comparison:
+        """`arm` minus `against`, as it was tested or turned round; an error where the table has no test of the two."""
+        wanted = measure or self.measures[0]
+        for c in self.comparisons:
+            if c.measure == wanted and (c.arm, c.against) == (arm, against):
+                return c
+            if c.measure == wanted and (c.against, c.arm) == (arm, against):
+                return c.reversed()
+        for name in (arm, against):
+            if name not in self.arms:
+                raise InputError(f"there is no arm {name!r} in the table{nearest(name, self.arms)}")
+        raise InputError(
+            f"the table has no test of {arm!r} against {against!r} on {wanted}; give the pair to `compare`"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary that `from_json` reads; numbers that are not finite become None."""
@@ -102,65 +184,66 @@ class Table:
             "queries": self.queries,
             "measures": list(self.measures),
             "arms": {arm: {m: self._cell_json(arm, m) for m in cells} for arm, cells in self.arms.items()},
-            "comparisons": [{k: _finite(v) for k, v in asdict(c).items()} for c in self.comparisons],
+            "comparisons": [_comparison_json(c) for c in self.comparisons],
             "seconds": dict(self.seconds),
             "missing": dict(self.missing),
             "without_relevant": self.without_relevant,
+            "seeds": dict(self.seeds),
             "per_query": self.per_query,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Table:
-        """The table that `to_json` wrote."""
+        """The table that `to_json` wrote, also before there were seeds."""
         try:
             return cls(
                 measures=tuple(data["measures"]),
-                arms={
-                    arm: {m: Cell(_number(c["mean"]), *map(_number, c["interval"])) for m, c in cells.items()}
-                    for arm, cells in data["arms"].items()
-                },
+                arms={arm: {m: _cell(c) for m, c in cells.items()} for arm, cells in data["arms"].items()},
                 comparisons=[_comparison(c) for c in data["comparisons"]],
                 queries=data["queries"],
                 seconds=dict(data.get("seconds") or {}),
                 per_query=dict(data.get("per_query") or {}),
                 missing=dict(data.get("missing") or {}),
                 without_relevant=data.get("without_relevant", 0),
+                seeds=dict(data.get("seeds") or {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"this is not a table written by Table.to_json: {error!r}") from error
 
     def to_markdown(self) -> str:
         """Two Markdown tables: arms by measures with intervals, and the comparisons."""
-        timed = ["seconds"] if self.seconds else []
-        lines = [_row(["arm", *self.measures, *timed]), _row(["---"] + ["---:"] * (len(self.measures) + len(timed)))]
+        several = self.several_seeds
+        extra = [*(["seeds"] if several else []), *(["seconds"] if self.seconds else [])]
+        lines = [_row(["arm", *self.measures, *extra]), _row(["---"] + ["---:"] * (len(self.measures) + len(extra)))]
         for arm, cells in self.arms.items():
-            shown = [f"{decimal(c.mean)} [{decimal(c.low)}, {decimal(c.high)}]" for c in cells.values()]
-            lines.append(_row([arm, *shown, *([self._seconds(arm)] if timed else [])]))
-        lines += ["", f"{self.queries} judged queries; 95 % bootstrap intervals in brackets.", ""]
+            shown = [f"{_with_spread(c)} [{decimal(c.low)}, {decimal(c.high)}]" for c in cells.values()]
+            seeds = [str(self.seeds.get(arm, 1))] if several else []
+            lines.append(_row([arm, *shown, *seeds, *([self._seconds(arm)] if self.seconds else [])]))
+        spread = "; ± is the standard deviation over seeds" if several else ""
+        lines += ["", f"{self.queries} judged queries; 95 % bootstrap intervals in brackets{spread}.", ""]
         if self.comparisons:
-            lines += [
-                _row(["comparison", "measure", "difference", "95 % interval", "p (Holm)", "wins / ties / losses"]),
-                _row(["---", "---", "---:", "---:", "---:", "---:"]),
-            ]
+            titles = ["comparison", "measure", "difference", "95 % interval", "p (Holm)", "d_z", "wins / ties / losses"]
+            titles += ["seeds above"] if several else []
+            lines += [_row(titles), _row(["---", "---", *["---:"] * (len(titles) - 2)])]
         for c in self.comparisons:
             interval = f"{signed(c.low)} to {signed(c.high)}"
             counts = f"{c.wins} / {c.ties} / {c.losses}"
-            pair = f"{c.arm} - {c.against}"
-            lines.append(_row([pair, c.measure, signed(c.difference), interval, p_value(c.p_holm), counts]))
+            won = [f"{c.seeds_won[0]} of {c.seeds_won[1]}" if c.seeds_won else ""] if several else []
+            numbers = [signed(c.difference), interval, p_value(c.p_holm), decimal(c.effect, 2), counts, *won]
+            lines.append(_row([f"{c.arm} - {c.against}", c.measure, *numbers]))
         return "\n".join(lines).rstrip() + "\n"
 
     def to_rich(self) -> RichTable:
-        """A table for the terminal: the primary measure with its interval, and each arm's first test on it."""
+        """A table for the terminal: the primary measure with its interval (and spread), each arm's first test on it."""
         from rich import box
         from rich.markup import escape
         from rich.table import Table as RichTable
 
         primary = self.measures[0]
-        table = RichTable(
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            caption=f"{self.queries} judged queries; 95 % bootstrap interval, p after Holm",
-        )
+        caption = f"{self.queries} judged queries; 95 % bootstrap interval, p after Holm"
+        if self.several_seeds:
+            caption += "; ± over seeds"
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
         table.add_column("arm", min_width=min(16, max(map(len, self.arms))))
         for title in (*self.measures, *(["p"] if self.comparisons else []), *(["seconds"] if self.seconds else [])):
             # The long spellings, RR(rel=2)@10, break after their name rather than push the numbers together.
@@ -169,7 +252,7 @@ class Table:
         for arm, cells in self.arms.items():
             test = next(iter(self.of(arm)), None)
             cell = cells[primary]
-            mean = f"[bold]{decimal(cell.mean)}[/]" if arm == self.best else decimal(cell.mean)
+            mean = f"[bold]{_with_spread(cell)}[/]" if arm == self.best else _with_spread(cell)
             evidence = f"{p_value(test.p_holm)}\n[dim]{escape(test.against)}[/]" if test else ""
             table.add_row(
                 escape(arm),
@@ -185,6 +268,7 @@ class Table:
         return {
             "mean": _finite(cell.mean),
             "interval": [_finite(cell.low), _finite(cell.high)],
+            "spread": _finite(cell.spread),
             "p": _finite(first.p) if first else None,
             "p_holm": _finite(first.p_holm) if first else None,
             "against": first.against if first else None,
@@ -195,83 +279,39 @@ class Table:
 
 
 def compare(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Run | Sequence[Run]],
     qrels: Qrels,
     measures: Sequence[str | Measure],
     against: Sequence[tuple[str, str]],
     seconds: Mapping[str, float] | None = None,
 ) -> Table:
-    """The table of all `runs` (arm -> run), with a paired test of each (arm, other arm) in `against`."""
+    """The table of all `runs` (arm -> its run, or one run a seed), with a test of each (arm, other) in `against`."""
     if not runs:
         raise InputError("there is no run to compare; give at least one arm")
     _check_arms(runs, against, seconds or {})
     names = tuple(dict.fromkeys(str(parse_measure(m)) for m in measures))
-    evaluations = {arm: evaluate(run, qrels, names) for arm, run in runs.items()}
-    first = next(iter(evaluations.values()))
+    evaluations = {arm: [evaluate(run, qrels, names) for run in _seeds(arm, given)] for arm, given in runs.items()}
+    first = next(iter(evaluations.values()))[0]
+    values = {arm: {m: _values(seeds, m) for m in names} for arm, seeds in evaluations.items()}
+    means = {arm: {m: v.mean(axis=0) for m, v in by_measure.items()} for arm, by_measure in values.items()}
+    query_ids = list(first.per_query[names[0]])
     return Table(
         measures=names,
-        arms=_cells(evaluations, names),
-        comparisons=[c for measure in names for c in _comparisons(evaluations, measure, against)],
+        arms=_cells(values, names),
+        comparisons=[c for m in names for c in _comparisons({a: v[m] for a, v in values.items()}, m, against)],
         queries=first.n,
         seconds=dict(seconds or {}),
-        per_query={arm: {m: dict(e.per_query[m]) for m in names} for arm, e in evaluations.items()},
-        missing={arm: e.missing for arm, e in evaluations.items()},
+        per_query={
+            arm: {m: dict(zip(query_ids, v.tolist(), strict=True)) for m, v in by_measure.items()}
+            for arm, by_measure in means.items()
+        },
+        missing={arm: max(e.missing for e in seeds) for arm, seeds in evaluations.items()},
         without_relevant=first.without_relevant,
+        seeds={arm: len(seeds) for arm, seeds in evaluations.items()},
     )
 
 
-def sentence(c: Comparison, queries: int, comparisons: int = 1) -> str:
-    """What one comparison says, in words; `comparisons` is how many its p-value was corrected for."""
-    if math.isnan(c.p_holm):
-        difference = f"their difference is {signed(c.difference)} {c.measure}"
-        return f"{c.arm} and {c.against} cannot be tested on {queries} judged query; {difference}"
-    if not c.measurable:
-        return _no_difference(c, comparisons)
-    low, high = (c.low, c.high) if c.difference > 0 else (-c.high, -c.low)
-    evidence = f"95 % interval {decimal(low)} to {decimal(high)}, p {_relation(c.p_holm)} after Holm"
-    word = "better" if c.difference > 0 else "worse"
-    return f"{c.arm} is {word} than {c.against} by {decimal(abs(c.difference))} {c.measure} ({evidence})"
-
-
-def _no_difference(c: Comparison, comparisons: int) -> str:
-    """The sentence of a comparison that is not measurable; an interval without 0 must not read as a contradiction."""
-    said = f"{c.arm} and {c.against} do not differ measurably in {c.measure}"
-    place, p = f"{decimal(c.low)} to {decimal(c.high)}", f"p {_relation(c.p_holm)} after Holm"
-    if not (c.low > 0 or c.high < 0):
-        return f"{said} ({decimal(c.difference)}, 95 % interval {place}, {p})"
-    if c.p < LEVEL and comparisons > 1:
-        return (
-            f"{said} after correction for {comparisons} comparisons "
-            f"({decimal(c.difference)}, 95 % interval (uncorrected) {place}, {p})"
-        )
-    return f"{said}: the test finds no difference ({decimal(c.difference)}, 95 % interval (uncorrected) {place}, {p})"
-
-
-def decimal(value: float, places: int = 3) -> str:
-    """The number without a leading zero, as statistics prints values that live between 0 and 1: `.431`, `−.012`."""
-    if not math.isfinite(value):
-        return "–"  # noqa: RUF001 - an en dash stands for "no value"
-    text = f"{abs(value):.{places}f}"
-    minus = "−" if value < 0 and float(text) else ""  # noqa: RUF001 - the real minus sign
-    return minus + (text[1:] if text.startswith("0.") else text)
-
-
-def signed(value: float, places: int = 3) -> str:
-    """The number with its sign: `+.031`, `−.012`, `.000`."""
-    text = decimal(value, places)
-    return f"+{text}" if value > 0 and float(text) else text
-
-
-def p_value(p: float) -> str:
-    """A p-value as one prints it: `.031`, `< .001`, or an en dash where no test was possible."""
-    return "< .001" if p < 0.001 else decimal(p)
-
-
-def _relation(p: float) -> str:
-    return p_value(p) if p < 0.001 else f"= {decimal(p)}"
-
-
-def _check_arms(runs: Mapping[str, Run], against: Sequence[tuple[str, str]], seconds: Mapping[str, float]) -> None:
+def _check_arms(runs: Mapping[str, Any], against: Sequence[tuple[str, str]], seconds: Mapping[str, float]) -> None:
     for name in [*(arm for pair in against for arm in pair), *seconds]:
         if name not in runs:
             raise InputError(f"there is no arm {name!r} to compare{nearest(name, runs)}")
@@ -280,45 +320,106 @@ def _check_arms(runs: Mapping[str, Run], against: Sequence[tuple[str, str]], sec
             raise InputError(f"the comparison {pair[0]!r} against {pair[1]!r} makes no sense or was given twice")
 
 
-def _cells(evaluations: Mapping[str, Evaluation], measures: Sequence[str]) -> dict[str, dict[str, Cell]]:
-    columns = [list(e.per_query[m].values()) for e in evaluations.values() for m in measures]
+def _seeds(arm: str, given: Run | Sequence[Run]) -> list[Run]:
+    seeds = [given] if isinstance(given, Run) else list(given)
+    if not seeds:
+        raise InputError(f"arm {arm!r} has no run; give it one, or one for each seed")
+    return seeds
+
+
+def _values(seeds: Sequence[Evaluation], measure: str) -> NDArray[np.float64]:
+    """[seeds, queries], the queries in the order of the judgements."""
+    return np.array([list(e.per_query[measure].values()) for e in seeds], dtype=np.float64)
+
+
+def _cells(
+    values: Mapping[str, Mapping[str, NDArray[np.float64]]], measures: Sequence[str]
+) -> dict[str, dict[str, Cell]]:
+    columns = [by_measure[m].mean(axis=0) for by_measure in values.values() for m in measures]
     intervals = iter(bootstrap_intervals(np.array(columns).T))
-    return {arm: {m: Cell(e.mean[m], *next(intervals)) for m in measures} for arm, e in evaluations.items()}
+    return {
+        arm: {m: Cell(float(v.mean()), *next(intervals), _spread(v)) for m, v in by_measure.items()}
+        for arm, by_measure in values.items()
+    }
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    return float(values.mean(axis=1).std(ddof=1)) if len(values) > 1 else math.nan
 
 
 def _comparisons(
-    evaluations: Mapping[str, Evaluation], measure: str, against: Sequence[tuple[str, str]]
+    values: Mapping[str, NDArray[np.float64]], measure: str, against: Sequence[tuple[str, str]]
 ) -> list[Comparison]:
     if not against:
         return []
-    values = {arm: np.array(list(e.per_query[measure].values())) for arm, e in evaluations.items()}
-    pairs = [(values[arm], values[other]) for arm, other in against]
-    p_values = [paired_t(a, b) for a, b in pairs]
-    intervals = bootstrap_intervals(np.stack([a - b for a, b in pairs], axis=1))
-    return [
-        Comparison(
-            arm=arm,
-            against=other,
-            measure=measure,
-            difference=float((a - b).mean()),
-            low=low,
-            high=high,
-            p=p,
-            p_holm=corrected,
-            wins=int((a - b > EQUAL).sum()),
-            losses=int((b - a > EQUAL).sum()),
-            ties=int((abs(a - b) <= EQUAL).sum()),
-            effect=effect_size(a, b),
-        )
-        for (arm, other), (a, b), (low, high), p, corrected in zip(
-            against, pairs, intervals, p_values, holm(p_values), strict=True
-        )
-    ]
+    pairs = [_paired(values, arm, other) for arm, other in against]
+    p_values = [crossed_t(a - b) for a, b in pairs]
+    intervals = bootstrap_intervals(np.stack([(a - b).mean(axis=0) for a, b in pairs], axis=1))
+    tests = zip(against, pairs, intervals, p_values, holm(p_values), strict=True)
+    return [_compared(*pair, measure, a, b, *interval, p, holm_p) for pair, (a, b), interval, p, holm_p in tests]
+
+
+def _paired(
+    values: Mapping[str, NDArray[np.float64]], arm: str, other: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The values [seeds, queries] of both arms in the seeds that both have; a single run is repeated."""
+    a, b = values[arm], values[other]
+    if 1 not in (len(a), len(b)) and len(a) != len(b):
+        common = min(len(a), len(b))
+        counts = f"{arm} has {len(a)} seeds and {other} {len(b)}"
+        logger.warning("%s: their difference is that of the first %d seeds", counts, common)
+        a, b = a[:common], b[:common]
+    seeds = max(len(a), len(b))
+    return np.broadcast_to(a, (seeds, a.shape[1])), np.broadcast_to(b, (seeds, b.shape[1]))
+
+
+def _compared(
+    arm: str,
+    against: str,
+    measure: str,
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    low: float,
+    high: float,
+    p: float,
+    p_holm: float,
+) -> Comparison:
+    differences = (a - b).mean(axis=0)
+    return Comparison(
+        arm=arm,
+        against=against,
+        measure=measure,
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
+        p=p,
+        p_holm=p_holm,
+        wins=int((differences > EQUAL).sum()),
+        losses=int((differences < -EQUAL).sum()),
+        ties=int((abs(differences) <= EQUAL).sum()),
+        effect=effect_size(a.mean(axis=0), b.mean(axis=0)),
+        by_seed=tuple((a - b).mean(axis=1).tolist()) if len(a) > 1 else (),
+    )
+
+
+def _comparison_json(c: Comparison) -> dict[str, Any]:
+    won = list(c.seeds_won) if c.seeds_won else None
+    return {**{k: _finite(v) for k, v in asdict(c).items()}, "by_seed": list(c.by_seed), "seeds_won": won}
 
 
 def _comparison(data: Mapping[str, Any]) -> Comparison:
-    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items()}
-    return Comparison(**values)
+    # How many seeds were won follows from `by_seed`; it is written for readers of the file.
+    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items() if k != "seeds_won"}
+    return Comparison(**{**values, "by_seed": tuple(values.get("by_seed", ()))})
+
+
+def _cell(data: Mapping[str, Any]) -> Cell:
+    low, high = data["interval"]
+    return Cell(_number(data["mean"]), _number(low), _number(high), _number(data.get("spread")))
+
+
+def _with_spread(cell: Cell) -> str:
+    return f"{decimal(cell.mean)} ± {decimal(cell.spread)}" if math.isfinite(cell.spread) else decimal(cell.mean)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,189 +1,170 @@
-"""The arms of one model: clone, then from the clone the refined policy and its control, each with its runs.
+"""The arms that a recipe may have: from which weights each one starts, and what it learns from there.
 
-    first stage --Clone(teacher)--> clone --Refine(reward)----------> refined
-                                          --Clone(Judged), as long--> labels      the same labels, supervised
+    untrained --Clone(teacher)--> clone --Refine(reward)------------> refined
+                                        --Clone(Judged), as long----> labels        control: same labels, supervised
+                                        --Clone(teacher), as long---> longer clone  control: same compute
+                                        --Refine(corrupted labels)--> random reward, shuffled reward, inverted reward
 
-A finished arm is on disk (weights and facts), so a resumed run goes on with the next one.
+`controls` in a recipe names the arms beside clone and refined: "labels", "standard", "all", or a list of names. All
+arms see the same lists; those that follow the clone take as many steps as refinement does.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal, NamedTuple
 
-from rerank.composition import dev_reward, judged_teacher, policy_of, reward_named
-from rerank.data import write_run
-from rerank.errors import InputError
-from rerank.experiment.lists import Lists
-from rerank.experiment.reranking import RETRIEVAL
-from rerank.experiment.workspace import Workspace, write_json
-from rerank.models.encoder import VectorStore
-from rerank.models.loading import save_policy
-from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
-from rerank.recipe import Model
-from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from rerank.training.loop import Context, Dev
-from rerank.training.refine import has_headroom
-from rerank.types import CandidateList, Ordering, Run
+from rerank.composition import judged_teacher, reward_of
+from rerank.models.policy import ScorePolicy
+from rerank.recipe import CONTROLS, Model, Recipe
+from rerank.training.clone import Clone
+from rerank.training.controls import inverted_labels, random_labels, shuffled_labels, shuffled_orderings
+from rerank.training.loop import Context, Schedule
+from rerank.training.refine import Refine, has_headroom
+from rerank.types import CandidateList, Ordering
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"
+Group = Literal["main", "control", "corrupted"]
 
 
-class Arms(NamedTuple):
-    """What one model added to the run."""
+class Task(NamedTuple):
+    """What the arms of one model and seed learn from."""
 
-    runs: dict[str, Run]
-    against: list[tuple[str, str]]
-    """Pairs of arms that the table tests."""
-    seconds: dict[str, float]
+    recipe: Recipe
+    model: Model
+    cloned: Sequence[CandidateList]
+    judged: Sequence[CandidateList]
+    orderings: Sequence[Ordering]
+    seed: int
 
-
-def arm_name(model: Model, stage: str) -> str:
-    """How the table calls a stage of a model."""
-    return f"{model.name} {stage}" if model.name else stage
-
-
-def train_arms(
-    work: Workspace, model: Model, encoder: VectorStore | None, lists: Lists, orderings: Sequence[Ordering]
-) -> Arms:
-    """Train all arms of one model and rank the test lists with each; the refined policy is saved as the model."""
-    recipe = work.recipe
-    trainer = _Trainer(work, model, lists)
-    features = tuple(lists.test.lists[0].features)
-    policy = policy_of(model, encoder, features, recipe.seed)
-    cloned = [c for part in lists.train for c in part.lists]
-    judged = lists.judged()
-
-    if not any(has_headroom(c) for c in judged):
-        raise InputError(
-            f"none of the {len(judged)} judged training lists holds candidates of two different grades: there is "
-            "nothing to learn from labels. Deepen the first stage (retrieval.depth), or check the judgements"
-        )
-    clone, refine, control = recipe.clone_of(model), recipe.refine_of(model), recipe.control_of(model)
-    trainer.arm(policy, CLONE, lambda context: clone.run(policy, cloned, orderings, context))
-    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    supervised = list(judged_teacher()(judged))
-    trainer.arm(policy, LABELS, lambda context: control.run(policy, judged, supervised, context))
-    policy.load_state_dict(start)
-    reward = reward_named(refine.reward)
-    trainer.arm(policy, REFINED, lambda context: refine.run(policy, judged, reward, context))
-
-    folder = work.out / "model" / model.name if model.name else work.out / "model"
-    save_policy(policy, folder)
-    write_json(folder / RETRIEVAL, asdict(recipe.retrieval))
-    return Arms(trainer.runs, trainer.against(), trainer.seconds)
+    @property
+    def refine(self) -> Refine:
+        """Refinement, with its number of steps fixed, so that every arm takes as many."""
+        settings = self.recipe.refine_of(self.model)
+        return replace(settings, steps=settings.total_steps(sum(map(has_headroom, self.judged))))
 
 
-def keep_run(work: Workspace, run: Run) -> None:
-    """Write what an arm ranked to `runs/ARM.trec`."""
-    folder = work.out / "runs"
-    folder.mkdir(exist_ok=True)
-    write_run(run, folder / f"{run.name.replace(' ', '-')}.trec")
+Learn = Callable[[Task, ScorePolicy, Context], dict[str, Any]]
 
 
-class _Trainer:
-    def __init__(self, work: Workspace, model: Model, lists: Lists) -> None:
-        self.work, self.model, self.lists = work, model, lists
-        self.runs: dict[str, Run] = {}
-        self.seconds: dict[str, float] = {}
-        reward = work.recipe.refine_of(model).reward
-        measure = reward if ":" not in reward else work.recipe.evaluation.measures[0]
-        self.start: dict[str, float] | None = None
-        self.dev = Dev([_cut(c, model.depth) for c in lists.dev[: model.dev_lists]], dev_reward(measure), measure)
+class Arm(NamedTuple):
+    """One way to learn."""
 
-    def arm(self, policy: ScorePolicy, stage: str, learn: Callable[[Context], dict[str, Any]]) -> None:
-        """Train one arm in place (or load it where an interrupted run had finished it) and rank the test lists."""
-        name = arm_name(self.model, stage)
-        folder = self.work.out / "arms" / name.replace(" ", "-")
-        done = latest_checkpoint(folder) if self.work.resume else None
-        if done is None:
-            began = time.monotonic()
-            facts = learn(self._context(stage))
-            if stage == CLONE:
-                self._choose_view(policy, facts)
-            facts["seconds"] = round(time.monotonic() - began, 1)
-            save_checkpoint(folder, 0, Checkpoint({"weights": policy.state_dict()}, _with_view(facts, policy)))
-            self._tell(name, stage, facts)
-        else:
-            policy.load_state_dict(dict(done.tensors["weights"]))
-            facts = dict(done.state)
-            if policy.first_stage is not None:
-                policy.first_stage.active = facts["first_stage"]
-            self.work.log.say(f"{name}: taken from {folder}")
-        if stage == CLONE:
-            self.start = _views_after(policy, facts["dev_views"])
-        self.seconds[name] = facts["seconds"]
-        self._rank(policy, name)
-
-    def _context(self, stage: str) -> Context:
-        work = self.work
-        name = self.model.name or "model"
-        folder = work.out / "arms" / f"{name}-{stage}-unfinished"
-        return Context(stage, name, work.recipe.seed, folder, work.resume, work.log, self.dev, self.start)
-
-    def _choose_view(self, policy: ScorePolicy, facts: dict[str, Any]) -> None:
-        """Switch the first-stage residual off where the plain scores rank the dev lists better."""
-        if policy.first_stage is None or self.model.first_stage != "auto":
-            return
-        measured = facts["dev_views"]
-        policy.first_stage.active = measured["served"] >= measured["plain"]
-        word = "on" if policy.first_stage.active else "off"
-        self.work.note(
-            f"{arm_name(self.model, 'scores')}: first-stage scores are {word} "
-            f"(dev {self.dev.name} {measured['served']:.3f} with, {measured['plain']:.3f} without)"
-        )
-
-    def _tell(self, name: str, stage: str, facts: Mapping[str, Any]) -> None:
-        self.work.log.say(
-            f"{name}: dev {self.dev.name} {facts['dev']:.3f} at step {facts['best_step']} of {facts['steps']}, "
-            f"{facts['lists']} lists, {facts['seconds']:.0f} s"
-        )
-        plain = facts["dev_views"].get("plain", facts["dev"])
-        if stage == REFINED and plain < facts["dev"] - 0.05:
-            self.work.note(
-                f"{name}: without first-stage scores it ranks much worse (dev {self.dev.name} {plain:.3f} against "
-                f"{facts['dev']:.3f}): use it with them, or train it longer"
-            )
-        if facts["best_step"] == 0:
-            given = "the first stage with fitted weights" if stage == CLONE else "the clone"
-            self.work.note(f"{name}: no step beat {given} on the dev lists, so that itself is handed over")
-        for key, text in (
-            ("lists_without_headroom", "lists have nothing to gain and were dropped"),
-            ("lists_without_ordering", "lists were not ordered by the teacher and were left out"),
-            ("skipped_steps", "steps were skipped: their loss was not finite"),
-        ):
-            if facts.get(key):
-                self.work.note(f"{name}: {facts[key]} {text}")
-
-    def _rank(self, policy: ScorePolicy, name: str) -> None:
-        test = self.lists.test.lists
-        with self.work.timed("rank the test lists"):
-            views = rerank_lists(policy, [_cut(c, self.model.depth) for c in test], name)
-        for view, run in views.items():
-            arm = name if view == "served" else f"{name} alone"
-            if view != "served" and not name.endswith(REFINED):
-                continue
-            self.runs[arm] = with_rest(run, test, arm)
-            keep_run(self.work, self.runs[arm])
-
-    def against(self) -> list[tuple[str, str]]:
-        """The questions that the table answers about this model, the main one of each arm first."""
-        clone, refined, labels = (arm_name(self.model, stage) for stage in (CLONE, REFINED, LABELS))
-        return [(refined, labels), (refined, clone), (labels, clone), (clone, "first stage"), (refined, "first stage")]
+    name: str
+    start: str | None
+    """The arm whose weights it begins with; None: the untrained policy."""
+    group: Group
+    learn: Learn
+    meaning: str
 
 
-def _views_after(policy: ScorePolicy, measured: Mapping[str, float]) -> dict[str, float]:
-    """What dev measures of the policy as it stands, from the views of the stage before."""
-    if policy.first_stage is not None and not policy.first_stage.active:
-        return {"served": measured.get("plain", measured["served"])}
-    return dict(measured)
+def _clone(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+    return task.recipe.clone_of(task.model).run(policy, task.cloned, task.orderings, context)
 
 
-def _with_view(facts: Mapping[str, Any], policy: ScorePolicy) -> dict[str, Any]:
-    return {**facts, "first_stage": policy.first_stage is not None and policy.first_stage.active}
+def _clone_shuffled(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+    orderings = shuffled_orderings(task.orderings, task.seed)
+    return task.recipe.clone_of(task.model).run(policy, task.cloned, orderings, context)
 
 
-def _cut(candidates: CandidateList, depth: int | None) -> CandidateList:
-    return candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
+def _clone_longer(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+    clone = task.recipe.clone_of(task.model)
+    schedule = {f.name: getattr(task.refine, f.name) for f in fields(Schedule)} | {"anchor": 0.0}
+    longer = Clone(loss=clone.loss, unranked=clone.unranked, fit_first_stage=False, **schedule)
+    return longer.run(policy, task.cloned, task.orderings, context)
+
+
+def _supervised(loss: str | None = None, tempered: bool = False) -> Learn:
+    def learn(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+        control = task.recipe.control_of(task.model)
+        control = replace(control, steps=control.steps if control.steps is not None else task.refine.steps)
+        control = control if loss is None else replace(control, loss=loss)
+        control = replace(control, entropy=task.refine.entropy) if tempered else control
+        return control.run(policy, task.judged, list(judged_teacher()(task.judged)), context)
+
+    return learn
+
+
+def _refined(labels: Callable[[Task], Sequence[CandidateList]] | None = None, **changes: Any) -> Learn:
+    def learn(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+        lists = task.judged if labels is None else labels(task)
+        return replace(task.refine, **changes).run(policy, lists, reward_of(task.refine), context)
+
+    return learn
+
+
+_ARMS = (
+    Arm(CLONE, None, "main", _clone, "learned from the teacher's orderings alone"),
+    Arm(
+        LABELS, CLONE, "control", _supervised(), "the control: the clone, then the same labels and steps through {loss}"
+    ),
+    Arm(REFINED, CLONE, "main", _refined(), "the clone, then {reward} by reinforcement learning"),
+    Arm(
+        "labels list_net", CLONE, "control", _supervised("list_net"), "the clone, then the same labels through list_net"
+    ),
+    Arm(
+        "labels rank_net", CLONE, "control", _supervised("rank_net"), "the clone, then the same labels through rank_net"
+    ),
+    Arm(
+        "labels tempered",
+        CLONE,
+        "control",
+        _supervised(tempered=True),
+        "the clone, then the same labels through {loss}, its scores divided by the temperature of refinement",
+    ),
+    Arm(
+        "longer clone", CLONE, "control", _clone_longer, "the clone, then as many more steps on the teacher's orderings"
+    ),
+    Arm(
+        "random reward",
+        CLONE,
+        "corrupted",
+        _refined(lambda task: random_labels(task.judged, task.seed)),
+        "refined for grades dealt out at random",
+    ),
+    Arm(
+        "shuffled reward",
+        CLONE,
+        "corrupted",
+        _refined(lambda task: shuffled_labels(task.judged, task.seed)),
+        "refined for each list's own grades on other candidates",
+    ),
+    Arm(
+        "inverted reward",
+        CLONE,
+        "corrupted",
+        _refined(lambda task: inverted_labels(task.judged)),
+        "refined for the worst candidates",
+    ),
+    Arm("shuffled teacher", None, "corrupted", _clone_shuffled, "a clone of orderings in an order that nobody meant"),
+    Arm("refined only", None, "control", _refined(fit_first_stage=True, anchor=0.0), "refined without a clone before"),
+    Arm("refined rloo", CLONE, "control", _refined(estimator="rloo"), "the clone, then RLOO on sampled rankings"),
+    Arm("refined grpo", CLONE, "control", _refined(estimator="grpo"), "the clone, then GRPO on sampled rankings"),
+    Arm("labels refined", LABELS, "control", _refined(), "the label control, then refined"),
+)
+ARMS = {arm.name: arm for arm in _ARMS}
+
+
+def arms_of(recipe: Recipe) -> list[Arm]:
+    """The arms of a recipe in the order in which they are trained: each after the one that it starts from."""
+    controls = recipe.controls
+    wanted = {CLONE, REFINED, *(CONTROLS[controls] if isinstance(controls, str) else controls)}
+    wanted |= {ARMS[name].start for name in wanted} - {None}  # type: ignore[arg-type]
+    return [arm for arm in _ARMS if arm.name in wanted]
+
+
+def meaning_of(arm: Arm, refine: Refine, control: Clone) -> str:
+    """What an arm is, in words."""
+    reward = refine.reward if isinstance(refine.reward, str) else " + ".join(refine.reward)
+    return arm.meaning.format(loss=control.loss, reward=reward)
+
+
+def questions(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """The pairs of arms that the table tests: the main question of each arm first."""
+    names = [arm.name for arm in arms]
+    asked = [(REFINED, name) for name in names if ARMS[name].group == "control"]
+    asked += [(REFINED, CLONE), (LABELS, CLONE), (CLONE, "first stage"), (REFINED, "first stage")]
+    # A corrupted lesson must not help: each is held against what it began with.
+    asked += [(name, CLONE) for name in names if ARMS[name].group == "corrupted"]
+    return [pair for pair in asked if all(name in names or name == "first stage" for name in pair)]

@@ -31,12 +31,18 @@ class Lists(NamedTuple):
 
     train: list[Part]
     """Training lists by source, without those held out; lists without judgements are cloned only."""
-    dev: list[CandidateList]
+    held_out: list[Part]
+    """The dev lists by source."""
     test: Part
     collection: Collection
     """The test collection."""
     facts: dict[str, Any]
     """What the report says of the data."""
+
+    @property
+    def dev(self) -> list[CandidateList]:
+        """The lists that weights and settings are selected on."""
+        return [c for part in self.held_out for c in part.lists]
 
     def judged(self) -> list[CandidateList]:
         """The training lists that have judgements."""
@@ -59,7 +65,7 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
     for number, (_, collection) in enumerate(sources, start=1):
         facts[f"train {number}" if len(sources) > 1 else "train"] = _facts(collection)
     _same_data(work, facts)
-    train, dev = [], []
+    train, held = [], []
     for number, (source, collection) in enumerate(sources, start=1):
         check_disjoint(collection, test)
         held_out = None
@@ -67,16 +73,17 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
             collection, held_out = hold_out(collection, data.dev, work.recipe.seed)
         train.append(Part(source, stages.lists(source, collection, f"train-{number}")))
         if held_out is not None:
-            dev += stages.lists(source, held_out, f"dev-{number}", as_it_is=True)  # as the test lists are made
-    if not dev:
+            # As the test lists are made.
+            held.append(Part(source, stages.lists(source, held_out, f"dev-{number}", as_it_is=True)))
+    if not held:
         raise InputError("data.train has no judged set: at least one needs judgements, to select on and to refine")
-    lists = Lists(train, dev, Part(data.test, stages.lists(data.test, test, "test", as_it_is=True)), test, facts)
+    lists = Lists(train, held, Part(data.test, stages.lists(data.test, test, "test", as_it_is=True)), test, facts)
     if encoder is not None and any(model.kind == "light" for model in work.recipe.models):
-        every = [c for part in (*train, lists.test) for c in part.lists] + dev
+        every = [c for part in (*train, *held, lists.test) for c in part.lists]
         encoder.rows(sorted({text for c in every for text in c.texts}))
     n, judged = sum(len(part.lists) for part in train), len(lists.judged())
     work.log.say(
-        f"{n} lists to clone, {judged} of them judged; {len(dev)} for dev, {len(lists.test.lists)} for the test"
+        f"{n} lists to clone, {judged} of them judged; {len(lists.dev)} for dev, {len(lists.test.lists)} for the test"
     )
     return lists
 
@@ -134,12 +141,17 @@ class _FirstStages:
         else:
             found = self._retrieve(source, collection, retrievers, as_it_is)
             found.save(folder)
+        if source.candidates == "judged":
+            collection = collection.select(found.run.rankings, collection.name)
         return candidate_lists(collection, found.run, {FIRST_STAGE: found.run, **found.features})
 
     def _retrieve(
         self, source: Source, collection: Collection, retrievers: list[Retriever], as_it_is: bool
     ) -> FirstStage:
         settings = self.work.recipe.retrieval
+        if source.candidates == "judged":
+            run = _judged(collection, retrievers[0])
+            return FirstStage(run, features_for(collection, run, retrievers))
         if source.run is None:
             fusion = settings.fusion if len(retrievers) > 1 else None
             weights = dict(settings.weights) or None
@@ -160,6 +172,18 @@ class _FirstStages:
     def _recordings(self, source: Source) -> Iterator[Run]:
         for path in source.teachers:
             yield read_run(self.work.recipe.base / path)
+
+
+def _judged(collection: Collection, retriever: Retriever) -> Run:
+    """The judged documents of each query, in the order of one retriever."""
+    scores = {}
+    for query_id, grades in collection.qrels.items():
+        doc_ids = [doc_id for doc_id in grades if doc_id in collection.documents]
+        if doc_ids:
+            scores[query_id] = dict(zip(doc_ids, retriever.score(collection.queries[query_id], doc_ids), strict=True))
+    if not scores:
+        raise Mismatch(f"candidates = 'judged': no judged document of {collection.name} is in it")
+    return Run.from_scores(scores, "judged")
 
 
 def _stored(source: Source, collection: Collection, work: Workspace) -> Run:

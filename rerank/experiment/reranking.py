@@ -23,7 +23,14 @@ RETRIEVAL = "retrieval.json"
 """In a model folder: the first stage that the model was trained with."""
 
 
-def rank_texts(model: str, query: str, documents: Path, top_k: int) -> list[Ranked]:
+def rank_texts(
+    model: str,
+    query: str,
+    documents: Path,
+    top_k: int,
+    probabilities: bool = False,
+    min_probability: float | None = None,
+) -> list[Ranked]:
     """The best documents of a file (one text a line, or JSONL with ids and texts) for `query`."""
     if not documents.is_file():
         raise NotFound(f"there is no file {documents}")
@@ -33,7 +40,8 @@ def rank_texts(model: str, query: str, documents: Path, top_k: int) -> list[Rank
         texts = [text for _, text in numbered_lines(documents) if text.strip()]
     if not texts:
         raise DataError.at(documents, None, "it holds no text; give one document a line")
-    return Reranker.from_pretrained(model).rank(query, texts, top_k)
+    reranker = Reranker.from_pretrained(model)
+    return reranker.rank(query, texts, top_k, probabilities=probabilities, min_probability=min_probability)
 
 
 def _text(record: dict[str, Any], path: Path, line: int) -> str:

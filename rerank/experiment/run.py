@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from rerank.errors import RerankError
 from rerank.evaluation.changes import changes_json, largest_changes
 from rerank.evaluation.report import write_report
 from rerank.evaluation.tables import Table, compare
-from rerank.experiment.arms import CLONE, LABELS, REFINED, arm_name, keep_run, train_arms
+from rerank.experiment.arms import REFINED, arms_of, meaning_of
 from rerank.experiment.lists import Lists, prepare
 from rerank.experiment.teaching import teach
+from rerank.experiment.training import ModelTraining, Trained, arm_name, keep_run
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
 from rerank.models.loading import load_encoder
 from rerank.recipe import Recipe
@@ -55,20 +56,19 @@ def _carry_out(work: Workspace, command: str) -> Table:
     encoder = load_encoder(recipe.retrieval.encoder) if needs_encoder else None
     with work.timed("retrieve"):
         lists = prepare(work, encoder)
-    orderings, teacher_runs = teach(work, lists)
-    runs = {FIRST_STAGE: _run_of(lists.test.lists), **teacher_runs}
-    for run in runs.values():
-        keep_run(work, run)
-    against: list[tuple[str, str]] = []
-    seconds: dict[str, float] = {}
+    orderings = teach(work, lists)
+    fixed = {FIRST_STAGE: [_run_of(lists.test.lists)], **{name: [run] for name, run in orderings.test.items()}}
+    for runs in fixed.values():
+        keep_run(work, runs[0])
+    models: list[Trained] = []
     for model in recipe.models:
-        arms = train_arms(work, model, encoder, lists, orderings)
-        runs |= arms.runs
-        seconds |= arms.seconds
-        against += arms.against
-        against += [(arm_name(model, REFINED), teacher) for teacher in teacher_runs]
-        # The table grows model by model: whoever waits sees the first result early, and a kill loses none of it.
-        table = _conclude(work, runs, lists, against, seconds, command)
+        training = ModelTraining(work, model, encoder, lists, orderings)
+        training.found.against += [(arm_name(model, REFINED), teacher) for teacher in orderings.test]
+        models.append(training.found)
+        for number in range(recipe.seeds):
+            training.seed(number)
+            # The table grows as models and seeds do: whoever waits sees the first result early, and a kill loses none.
+            table = _conclude(work, fixed, models, lists, command)
     return table
 
 
@@ -78,35 +78,41 @@ def _run_of(lists: list[CandidateList]) -> Run:
 
 
 def _conclude(
-    work: Workspace,
-    runs: Mapping[str, Run],
-    lists: Lists,
-    against: list[tuple[str, str]],
-    seconds: Mapping[str, float],
-    command: str,
+    work: Workspace, fixed: Mapping[str, list[Run]], models: Sequence[Trained], lists: Lists, command: str
 ) -> Table:
-    """Table, changes, summary and report of what has been done so far."""
+    """Table, changes, diagnosis, calibration, summary and report of what has been done so far."""
     recipe, out = work.recipe, work.out
+    runs = {**fixed, **{arm: found for model in models for arm, found in model.runs.items()}}
+    against = [pair for model in models for pair in model.against]
+    seconds = {arm: taken for model in models for arm, taken in model.seconds.items()}
     table = compare(runs, lists.collection.qrels, recipe.evaluation.measures, against, seconds)
     write_json(out / "table.json", table.to_json())
     last = [name for name in runs if name.endswith(REFINED)][-1]
     changes = largest_changes(
-        runs[FIRST_STAGE], runs[last], lists.collection.qrels, lists.collection, recipe.evaluation.measures[0]
+        runs[FIRST_STAGE][0], runs[last][0], lists.collection.qrels, lists.collection, recipe.evaluation.measures[0]
     )
     write_json(out / "changes.json", changes_json(changes, FIRST_STAGE, last))
-    write_json(out / "summary.json", _summary(work, lists, command))
+    write_json(out / "diagnosis.json", {"arms": {arm: d for model in models for arm, d in model.diagnosis.items()}})
+    write_json(out / "calibration.json", {name: c for model in models for name, c in model.calibration.items()})
+    write_json(out / "summary.json", _summary(work, models, lists, command))
     write_report(out)
     if work.log.console is not None:
-        work.log.console.print(table.to_rich())
-        for arm, meaning in legend(recipe).items():
-            work.log.say(f"  {arm}: {meaning}")
-        work.log.say("")
-        for sentence in table.verdict():
-            work.log.say(f"  {sentence}")
+        _show(work, table)
     return table
 
 
-def _summary(work: Workspace, lists: Lists, command: str) -> dict[str, Any]:
+def _show(work: Workspace, table: Table) -> None:
+    """The table on the console, what its arms mean, and what may be said."""
+    assert work.log.console is not None  # the caller has looked
+    work.log.console.print(table.to_rich())
+    for arm, meaning in legend(work.recipe).items():
+        work.log.say(f"  {arm}: {meaning}")
+    work.log.say("")
+    for sentence in table.verdict():
+        work.log.say(f"  {sentence}")
+
+
+def _summary(work: Workspace, models: Sequence[Trained], lists: Lists, command: str) -> dict[str, Any]:
     return {
         "title": work.recipe.name,
         "command": command,
@@ -115,7 +121,9 @@ def _summary(work: Workspace, lists: Lists, command: str) -> dict[str, Any]:
         "data": lists.facts,
         "legend": legend(work.recipe),
         "notes": work.notes,
-        "seeds": [work.recipe.seed],
+        "audit": {name: audited for model in models for name, audited in model.audit.items()},
+        "groups": {arm: group for model in models for arm, group in model.groups.items()},
+        "seeds": [work.recipe.seed + number for number in range(work.recipe.seeds)],
         "seconds": work.seconds,
         "seconds_total": round(time.monotonic() - work.log.began, 1),
     }
@@ -128,9 +136,7 @@ def legend(recipe: Recipe) -> dict[str, str]:
     return {
         FIRST_STAGE: "the candidates in the order in which they were retrieved",
         "teacher": f"whose orderings are cloned ({recipe.teacher.kind})",
-        f"{several}{CLONE}": "learned from the teacher's orderings alone",
-        f"{several}{LABELS}": f"the control: the clone, then the same labels and steps through {control.loss}",
-        f"{several}{REFINED}": f"the clone, then {refine.reward} by reinforcement learning",
+        **{f"{several}{arm.name}": meaning_of(arm, refine, control) for arm in arms_of(recipe)},
         f"{several}{REFINED} alone": "the refined model without first-stage scores, as it is exported",
     }
 

@@ -1,8 +1,9 @@
 """Backbones by name, and policies to and from folders.
 
 A saved cross-encoder is a sentence-transformers folder (`CrossEncoder(folder)` gives the same logits) plus
-`rerank.json` with what sentence-transformers has no place for: the first-stage weights and our settings. A saved light
-scorer is `head.safetensors`, `rerank.json` and its encoder in `encoder/`. safetensors and JSON only, never pickle.
+`rerank.json` with what sentence-transformers has no place for: the first-stage weights, the calibration, our settings.
+A saved light scorer is `head.safetensors`, `rerank.json` and its encoder in `encoder/`. safetensors and JSON only,
+never pickle.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, Mismatch, NotFound, need
+from rerank.models.calibration import Calibration, fault
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore, named_failures
 from rerank.models.light import LightScorer
@@ -144,6 +146,8 @@ def save_policy(policy: ScorePolicy, folder: Path) -> None:
     settings: dict[str, Any] = {"format": FORMAT, "kind": scorer.kind, "budget": policy.budget}
     if policy.first_stage is not None:
         settings["first_stage"] = {"weights": policy.first_stage.as_dict(), "active": policy.first_stage.active}
+    if policy.calibration is not None:
+        settings["calibration"] = policy.calibration.as_dict()
     if isinstance(scorer, CrossEncoderScorer):
         scorer.model.max_seq_length = scorer.max_length
         scorer.model.save_pretrained(str(folder), create_model_card=False)
@@ -179,8 +183,11 @@ def load_policy(
             )
     first_stage = settings.get("first_stage")
     weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
+    policy = ScorePolicy(scorer, weights, settings.get("budget", 4096))
+    if settings.get("calibration") is not None:
+        policy.calibration = Calibration.from_dict(settings["calibration"])
     # The weights of the first stage have to lie where the scorer's do.
-    return ScorePolicy(scorer, weights, settings.get("budget", 4096)).to(next(scorer.parameters()).device).eval()
+    return policy.to(next(scorer.parameters()).device).eval()
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -208,9 +215,14 @@ def _check_settings(settings: dict[str, Any], file: Path) -> None:
     encoder = settings.get("encoder")
     if light and not (isinstance(encoder, str) and encoder and (file.parent / encoder).is_dir()):
         raise _broken(file, "encoder", encoder, "the name of a folder beside this file")
-    first_stage = settings.get("first_stage")
-    if first_stage is None:
-        return
+    if settings.get("first_stage") is not None:
+        _check_first_stage(settings["first_stage"], file)
+    wrong = fault(settings["calibration"]) if settings.get("calibration") is not None else None
+    if wrong is not None:
+        raise _broken(file, *wrong)
+
+
+def _check_first_stage(first_stage: Any, file: Path) -> None:
     if not isinstance(first_stage, dict) or not isinstance(first_stage.get("active"), bool):
         raise _broken(file, "first_stage", first_stage, "a table of weights and active (true or false)")
     weights = first_stage.get("weights")

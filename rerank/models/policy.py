@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from rerank import plackett_luce
 from rerank.engine.batching import PairScorer, padded, score_items
 from rerank.lists import features_of, mask_of
+from rerank.models.calibration import Calibration
 from rerank.types import CandidateList, Rollout, Run
 
 
@@ -55,6 +56,8 @@ class ScorePolicy(nn.Module):
         self.first_stage = first_stage
         self.budget = budget
         """Tokens of one micro-batch."""
+        self.calibration: Calibration | None = None
+        """From scores to probabilities, once fitted; no part of what is trained, and stale after more training."""
 
     @property
     def pair_scorer(self) -> PairScorer:

@@ -19,6 +19,7 @@ from rerank.errors import InputError, nearest
 from rerank.lists import ListBatch, ranks_of
 from rerank.models.policy import ScorePolicy
 from rerank.objective.imitation import LOSSES
+from rerank.training.anchoring import ENTROPY, Anchoring
 from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, Schedule, fit
 from rerank.types import CandidateList, Ordering
@@ -37,6 +38,8 @@ class Clone(Schedule):
     """Candidates that a teacher did not order: left out of its loss, or tied below all that it ordered (right for a
     teacher that searched by itself, wrong for one that was shown only a part of the candidates)."""
 
+    entropy: float | None = None
+    """Divide the scores in the loss by the temperature that leaves so many nats a rank, as refinement does."""
     fit_first_stage: bool = True
     """Fit the weights of the first-stage scores alone before the first step."""
 
@@ -44,6 +47,8 @@ class Clone(Schedule):
         super().__post_init__()
         if self.unranked not in ("ignore", "last"):
             raise InputError(f"unranked must be 'ignore' or 'last', not {self.unranked!r}")
+        if self.entropy is not None and not 0 < self.entropy < 100:
+            raise InputError(f"entropy must be greater than 0 nats, not {self.entropy!r}")
         if self.loss not in LOSSES:
             raise InputError(f"loss {self.loss!r} is not known{nearest(self.loss, LOSSES)}")
 
@@ -60,14 +65,20 @@ class Clone(Schedule):
         objective = _Imitation(self.loss, by_query, self.unranked == "last")
         if self.fit_first_stage and policy.first_stage is not None and not context.resumable():
             fit_first_stage(policy.first_stage, usable, objective, context.seed)
-        report = fit(policy, usable, objective, objective.important, self, context)
-        return {**report, "lists": len(usable), "lists_without_ordering": len(lists) - len(usable)}
+        tempered = self.entropy is not None
+        anchoring = Anchoring(policy, usable, self, context, tempered, self.entropy or ENTROPY)
+        objective.temperatures = anchoring.temperatures if tempered else None
+        report = fit(policy, usable, anchoring.around(objective), objective.important, self, context, anchoring)
+        without = len(lists) - len(usable)
+        return {**report, "lists": len(usable), "lists_without_ordering": without, "anchor": anchoring.weight}
 
 
 @final
 class _Imitation:
     def __init__(self, loss: str, orderings: dict[str, list[Ordering]], unranked_last: bool) -> None:
         self.loss, self.orderings, self.unranked_last = loss, orderings, unranked_last
+        self.temperatures: list[float] | None = None
+        """One a view, where the stage wants its scores divided."""
 
     def important(self, candidates: CandidateList) -> list[int]:
         """Indices in the order of the best rank that any teacher gives."""
@@ -77,6 +88,7 @@ class _Imitation:
 
     def __call__(self, scores: Tensor, batch: ListBatch, view: int, key: int) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over each list's orderings, [B]."""
+        scores = scores if self.temperatures is None else scores / self.temperatures[view]
         rows = [(b, o) for b, c in enumerate(batch.lists) for o in self.orderings[c.query_id]]
         owner = torch.tensor([b for b, _ in rows], device=scores.device)
         ranks = torch.full((len(rows), scores.shape[1]), torch.inf)

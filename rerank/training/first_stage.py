@@ -22,10 +22,10 @@ LISTS = 256
 
 
 def fit_first_stage(
-    weights: FirstStageWeights, lists: Sequence[CandidateList], objective: Objective, seed: int
+    weights: FirstStageWeights, lists: Sequence[CandidateList], objective: Objective, seed: int, most: int = LISTS
 ) -> None:
-    """Move `weights` in place to the minimum of `objective` over lists that are ranked by the residual alone."""
-    order = torch.randperm(len(lists), generator=generator(seed, "first stage")).tolist()[:LISTS]
+    """Move `weights` in place to the minimum of `objective` over at most `most` lists, ranked by the residual alone."""
+    order = torch.randperm(len(lists), generator=generator(seed, "first stage")).tolist()[:most]
     some = [lists[i] for i in sorted(order)]
     batch = batch_of(some, weights.weight.device)
     optimizer = torch.optim.Adam(weights.parameters(), lr=0.05)

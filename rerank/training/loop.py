@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,18 @@ class Schedule:
     """Which weights are handed over: the best on dev, or the last (where dev is too small to tell)."""
     graph_tokens: int = 8192
     """Tokens whose activations are kept at once; longer lists go through the gradient cache."""
+    patience: int | None = None
+    """Ends the stage after this many evaluations in a row that did not beat the best on dev."""
+    anchor: float | Literal["auto"] = 0.0
+    """Weight of the KL to the policy as it was before the stage; "auto" chooses it from the number of lists."""
+    reset_reference: int = 0
+    """The anchor's reference is moved up to the policy every so many steps; 0: never."""
+    entropy_floor: float = 0.0
+    """Nats a rank below which a lack of entropy is paid for."""
+    keep_entropy: bool = False
+    """The temperature follows the policy at each evaluation, so that the entropy stays what it was at the start."""
+    calibration: float = 0.0
+    """Weight of the cross-entropy of sigmoid(score) with the labels: ranking losses leave the level of scores open."""
     minutes: float | None = None
     """Ends the stage at the first evaluation after this long; such a run is not repeatable to the bit."""
 
@@ -83,10 +95,20 @@ class Schedule:
         for name in ("warmup", "plain_weight", "weight_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, not {getattr(self, name)!r}")
+        self._check_terms()
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"minutes must be greater than 0, not {self.minutes!r}")
         if self.steps is not None and self.steps < 0:
             raise InputError(f"steps must be at least 0, not {self.steps!r}")
+
+    def _check_terms(self) -> None:
+        if self.anchor != "auto" and (isinstance(self.anchor, str) or not 0 <= self.anchor < 1e6):
+            raise InputError(f"anchor must be 'auto' or at least 0, not {self.anchor!r}")
+        for name in ("reset_reference", "entropy_floor", "calibration"):
+            if not 0 <= getattr(self, name) < 1e6:
+                raise InputError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be at least 1 evaluation, not {self.patience!r}")
 
     def total_steps(self, n_lists: int) -> int:
         """The number of steps for a training set of `n_lists`."""
@@ -144,6 +166,22 @@ Important = Callable[[CandidateList], Sequence[int]]
 """Indices of the candidates that a sample of the list must hold, most important first."""
 
 
+class Moving(Protocol):
+    """What a stage carries along beside the weights (the anchor's reference, temperatures)."""
+
+    def after_step(self, step: int, evaluated: bool) -> None:
+        """Called after each step."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its state, for a checkpoint."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        ...
+
+
 def fit(
     policy: ScorePolicy,
     lists: Sequence[CandidateList],
@@ -151,11 +189,12 @@ def fit(
     important: Important,
     schedule: Schedule,
     context: Context,
+    moving: Moving | None = None,
 ) -> dict[str, Any]:
     """Train `policy` in place and leave its best dev weights in it; returns what is worth reporting."""
     if not lists:
         raise InputError(f"stage {context.stage!r} has no list to learn from")
-    state = _State(policy, schedule, context, schedule.total_steps(len(lists)))
+    state = _State(policy, schedule, context, schedule.total_steps(len(lists)), moving)
     state.begin()
     with context.log.progress(f"{context.model}: {context.stage}", state.total, state.step):
         for step_lists in _batches(lists, important, schedule, context, state.step, state.total):
@@ -163,7 +202,7 @@ def fit(
             began = time.monotonic()
             loss, facts = _step(state, step_lists, objective)
             state.after_step(loss, facts, pairs / max(time.monotonic() - began, 1e-9))
-            if state.out_of_time:
+            if state.ended:
                 break
     return state.finish()
 
@@ -171,8 +210,11 @@ def fit(
 class _State:
     """The mutable part of a stage: optimizer, step, best weights, checkpoints."""
 
-    def __init__(self, policy: ScorePolicy, schedule: Schedule, context: Context, total: int) -> None:
+    def __init__(
+        self, policy: ScorePolicy, schedule: Schedule, context: Context, total: int, moving: Moving | None
+    ) -> None:
         self.policy, self.schedule, self.context, self.total = policy, schedule, context, total
+        self.moving = moving
         self.step = 0
         self.bad_steps = 0
         self.skipped = 0
@@ -180,8 +222,10 @@ class _State:
         self.best_views: dict[str, float] = {}
         """What dev measured of the best weights so far, view by view."""
         self.best_step = 0
+        self.idle = 0
+        """Evaluations since the best one."""
         self.began = self.saved = time.monotonic()
-        self.out_of_time = False
+        self.ended = False
         self.optimizer = torch.optim.AdamW(_groups(policy, schedule), betas=(0.9, 0.98), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.marks = {round(total * (i + 1) / schedule.evaluations) for i in range(schedule.evaluations)}
@@ -200,7 +244,9 @@ class _State:
         self.best = dict(found.tensors["best"]) if "best" in found.tensors else None
         state = found.state
         self.step, self.best_views, self.best_step = state["step"], state["best_views"], state["best_step"]
-        self.skipped = state["skipped"]
+        self.skipped, self.idle = state["skipped"], state["idle"]
+        if self.moving is not None:
+            self.moving.restore(found.tensors["moving"])
         self.context.log.say(f"{self.context.model}: {self.context.stage} goes on at step {self.step} of {self.total}")
 
     def set_rate(self) -> None:
@@ -212,11 +258,15 @@ class _State:
     def after_step(self, loss: float, facts: dict[str, float], pairs_per_second: float) -> None:
         self.step += 1
         record = {"loss": loss, "pairs_per_second": pairs_per_second, **facts}
-        if self.step in self.marks:
+        evaluated = self.step in self.marks
+        if evaluated:
             self.evaluate(record)
-            self.checkpoint()
         else:
             self.context.log.record(**self._names(), **record)
+        if self.moving is not None:
+            self.moving.after_step(self.step, evaluated)
+        if evaluated:
+            self.checkpoint()
         dev = f"dev {self.context.dev.name} {self.best_dev:.3f}  " if self.context.dev else ""
         self.context.log.advance(self.step, f"loss {loss:.3f}  {dev}{pairs_per_second:.0f} pairs/s")
 
@@ -227,22 +277,28 @@ class _State:
             record[dev.name] = measured["served"]
             if "plain" in measured:
                 record[f"{dev.name} plain"] = measured["plain"]
+        self.idle += 1
         if not dev or self.schedule.select == "last" or measured["served"] > self.best_dev:
+            self.idle = 0
             self.best_views = dict(measured)
             self.best_step = self.step
             self.best = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
         self.context.log.record(**self._names(), **record)
 
     def checkpoint(self) -> None:
-        limit = self.schedule.minutes
-        self.out_of_time = limit is not None and time.monotonic() - self.began > 60 * limit
+        limit, patience = self.schedule.minutes, self.schedule.patience
+        self.ended = limit is not None and time.monotonic() - self.began > 60 * limit
+        self.ended = self.ended or (patience is not None and self.idle >= patience)
         # Short stages are repeated sooner than saved; a minute of work is worth the disk.
         if self.context.folder is None or time.monotonic() - self.saved < 60.0 or self.step >= self.total:
             return
         tensors = {"weights": self.policy.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.best is not None:
             tensors["best"] = self.best
-        state = {"step": self.step, "best_views": self.best_views, "best_step": self.best_step, "skipped": self.skipped}
+        if self.moving is not None:
+            tensors["moving"] = self.moving.tensors()
+        state = {"step": self.step, "best_views": self.best_views, "best_step": self.best_step}
+        state |= {"skipped": self.skipped, "idle": self.idle}
         save_checkpoint(self.context.folder, self.step, Checkpoint(tensors, state))
         self.saved = time.monotonic()
 
@@ -281,9 +337,12 @@ def _step(state: _State, lists: list[CandidateList], objective: Objective) -> tu
             shares = [1.0] if len(views) == 1 else [1.0 - schedule.plain_weight, schedule.plain_weight]
             out = torch.zeros((), device=flat.device)
             for index, (scores, share) in enumerate(zip(views, shares, strict=True)):
+                if share == 0.0:
+                    continue
                 losses, found = objective(scores, batch, index, key_of(key, number, index))
                 out = out + share * losses.sum() / len(lists)
-                for name, value in found.items() if index == 0 else ():
+                # The served view is what the log speaks of; where it has no share, the plain one.
+                for name, value in found.items() if index == 0 or shares[0] == 0.0 else ():
                     facts[name] = facts.get(name, 0.0) + value * len(group) / len(lists)
             return out
 

@@ -1,0 +1,130 @@
+"""What a comparison says: numbers as statistics prints them, and the sentences made of them.
+
+A sentence claims "better" or "worse" only of a measurable difference (see `tables`); of all others it says why not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rerank.evaluation.tables import Comparison
+
+LEVEL = 0.05
+"""The corrected p-value below which a difference is called one."""
+
+
+class Said(NamedTuple):
+    """What one comparison says."""
+
+    claim: str
+    evidence: str
+    """Numbers, to be set in brackets; empty where no test was possible."""
+
+    def __str__(self) -> str:
+        return f"{self.claim} ({self.evidence})" if self.evidence else self.claim
+
+
+def sentence(c: Comparison, queries: int, comparisons: int = 1) -> str:
+    """What one comparison says, in words; `comparisons` is how many its p-value was corrected for."""
+    return str(said(c, queries, comparisons))
+
+
+def said(c: Comparison, queries: int, comparisons: int = 1) -> Said:
+    """The claim of `sentence` and its evidence, apart."""
+    if math.isnan(c.p_holm):
+        difference = f"their difference is {signed(c.difference)} {c.measure}"
+        return Said(f"{c.arm} and {c.against} cannot be tested on {queries} judged query; {difference}", "")
+    if not c.measurable:
+        return _no_difference(c, comparisons)
+    low, high = (c.low, c.high) if c.difference > 0 else (-c.high, -c.low)
+    word = "better" if c.difference > 0 else "worse"
+    seeds = f" in {len(c.by_seed)} of {len(c.by_seed)} seeds" if c.by_seed else ""
+    return Said(
+        f"{c.arm} is {word} than {c.against} by {decimal(abs(c.difference))} {c.measure}{seeds}",
+        f"95 % interval {decimal(low)} to {decimal(high)}, p {_relation(c.p_holm)} after Holm",
+    )
+
+
+def conclusion(refined: str, tested: Sequence[Comparison], means: Mapping[str, float], queries: int) -> Said:
+    """What follows for `refined` against all its controls: `tested` holds refined minus each control.
+
+    Being worse than some is said before anything else; then being level with some, the best of them by name.
+    """
+    if any(math.isnan(c.p_holm) for c in tested):
+        return Said(f"{refined} cannot be tested against its controls on {queries} judged query", "")
+    worse = [c for c in tested if c.measurable and c.difference < 0]
+    better = [c for c in tested if c.measurable and c.difference > 0]
+    level = [c for c in tested if not c.measurable]
+    than = f"better than {_listed([c.against for c in better])}" if better else ""
+    if worse:
+        closest = max(level, key=lambda c: means[c.against]).against if level else ""
+        parts = [f"worse than {_margins(worse)}", f"level with {closest}" if level else "", than]
+        return Said(f"{refined} is {'; '.join(p for p in parts if p)}", "")
+    if level:
+        best = max(level, key=lambda c: means[c.against])
+        is_best = means[best.against] == max(means[c.against] for c in tested)
+        rank = f", the best of its {len(tested)} controls" if is_best and len(tested) > 1 else ""
+        others = [c.against for c in level if c is not best]
+        parts = [f"level with {best.against}{rank}", f"with {_listed(others)}" if others else "", than]
+        margin = f"{signed(best.difference)} {best.measure}, 95 % interval {signed(best.low)} to {signed(best.high)}"
+        evidence = f"{margin}, p {_relation(best.p_holm)} after Holm"
+        return Said(f"{refined} is {'; '.join(p for p in parts if p)}", evidence)
+    if len(tested) == 1:
+        return Said(f"{refined} is better than its control {_margins(better)}", "")
+    nearest = min(better, key=lambda c: c.difference)
+    return Said(
+        f"{refined} is better than each of its {len(tested)} controls; the nearest is {_margins([nearest])}", ""
+    )
+
+
+def decimal(value: float, places: int = 3) -> str:
+    """The number without a leading zero, as statistics prints values that live between 0 and 1: `.431`, `−.012`."""
+    if not math.isfinite(value):
+        return "–"  # noqa: RUF001 - an en dash stands for "no value"
+    text = f"{abs(value):.{places}f}"
+    minus = "−" if value < 0 and float(text) else ""  # noqa: RUF001 - the real minus sign
+    return minus + (text[1:] if text.startswith("0.") else text)
+
+
+def signed(value: float, places: int = 3) -> str:
+    """The number with its sign: `+.031`, `−.012`, `.000`."""
+    text = decimal(value, places)
+    return f"+{text}" if value > 0 and float(text) else text
+
+
+def p_value(p: float) -> str:
+    """A p-value as one prints it: `.031`, `< .001`, or an en dash where no test was possible."""
+    return "< .001" if p < 0.001 else decimal(p)
+
+
+def _no_difference(c: Comparison, comparisons: int) -> Said:
+    """What is said of a difference that is not measurable; an interval without 0 must not read as a contradiction."""
+    claim = f"{c.arm} and {c.against} do not differ measurably in {c.measure}"
+    place, p = f"{decimal(c.low)} to {decimal(c.high)}", f"p {_relation(c.p_holm)} after Holm"
+    won = f", {c.arm} above in {c.seeds_won[0]} of {c.seeds_won[1]} seeds" if c.seeds_won else ""
+    if not (c.low > 0 or c.high < 0):
+        return Said(claim, f"{decimal(c.difference)}, 95 % interval {place}, {p}{won}")
+    evidence = f"{decimal(c.difference)}, 95 % interval (uncorrected) {place}, {p}{won}"
+    if c.p_holm < LEVEL:
+        return Said(f"{claim}: their seeds disagree about the direction", evidence)
+    if c.p < LEVEL and comparisons > 1:
+        return Said(f"{claim} after correction for {comparisons} comparisons", evidence)
+    over = " over queries and seeds" if c.by_seed else ""
+    return Said(f"{claim}: the test{over} finds no difference", evidence)
+
+
+def _margins(compared: Sequence[Comparison]) -> str:
+    """`labels by .020 nDCG@10 and lambda by .031`."""
+    unit = [f" {compared[0].measure}", *[""] * (len(compared) - 1)]
+    return _listed([f"{c.against} by {decimal(abs(c.difference))}{u}" for c, u in zip(compared, unit, strict=True)])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _relation(p: float) -> str:
+    return p_value(p) if p < 0.001 else f"= {decimal(p)}"

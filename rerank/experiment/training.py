@@ -1,0 +1,287 @@
+"""One model of a run: each of its arms is trained with each seed and ranks the test lists; one model is kept.
+
+A finished arm is on disk (weights and facts), so a resumed run goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
+
+from torch import Tensor
+
+from rerank.composition import dev_reward_of, policy_of, reward_named, reward_of
+from rerank.data import write_run
+from rerank.errors import InputError
+from rerank.experiment.arms import REFINED, Arm, Task, arms_of, questions
+from rerank.experiment.calibrating import calibrate
+from rerank.experiment.lists import Lists
+from rerank.experiment.reranking import RETRIEVAL
+from rerank.experiment.teaching import Orderings
+from rerank.experiment.workspace import Workspace, write_json
+from rerank.models.encoder import VectorStore
+from rerank.models.loading import save_policy
+from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
+from rerank.recipe import Model
+from rerank.training.audit import audit
+from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from rerank.training.diagnosis import diagnose, weights_changed
+from rerank.training.loop import Context, Dev
+from rerank.training.refine import has_headroom
+from rerank.types import CandidateList, Run
+
+DIAGNOSED = 64
+"""Dev lists that a diagnosis looks at."""
+FIRST_STAGE = "first stage"
+
+
+@final
+@dataclass
+class Trained:
+    """What one model added to the run so far."""
+
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+    """Arm -> its run of each seed."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Arm -> what it took, the mean over seeds."""
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    """Arm -> what training did (first seed)."""
+    audit: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    against: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of arms that the table tests."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Arm -> main, control or corrupted."""
+
+
+def arm_name(model: Model, stage: str) -> str:
+    """How the table calls an arm of a model."""
+    return f"{model.name} {stage}" if model.name and stage != FIRST_STAGE else stage
+
+
+def keep_run(work: Workspace, run: Run, seed: int = 0) -> None:
+    """Write what an arm ranked to `runs/ARM.trec`; `ARM.seed-K.trec` for a further seed."""
+    folder = work.out / "runs"
+    folder.mkdir(exist_ok=True)
+    suffix = f".seed-{seed}" if seed else ""
+    write_run(run, folder / f"{run.name.replace(' ', '-')}{suffix}.trec")
+
+
+@final
+class ModelTraining:
+    """All arms and seeds of one model of a recipe."""
+
+    def __init__(
+        self, work: Workspace, model: Model, encoder: VectorStore | None, lists: Lists, orderings: Orderings
+    ) -> None:
+        self.work, self.model, self.encoder, self.lists, self.orderings = work, model, encoder, lists, orderings
+        self.arms = arms_of(work.recipe)
+        self.found = Trained(
+            against=[(arm_name(model, a), arm_name(model, b)) for a, b in questions(self.arms)],
+            groups={arm_name(model, arm.name): arm.group for arm in self.arms},
+        )
+        refine = work.recipe.refine_of(model)
+        own = isinstance(refine.reward, str) and ":" in refine.reward
+        # What a function of the user's own pays for need not be what is reported.
+        reward = reward_named(work.recipe.evaluation.measures[0], ideal="judged") if own else dev_reward_of(refine)
+        name = work.recipe.evaluation.measures[0] if own else str(getattr(reward, "name", refine.reward))
+        self.dev = Dev([_cut(c, model.depth) for c in lists.dev[: model.dev_lists]], reward, name)
+        self.kept: float | None = None
+        """What dev measured of the refined model that is saved; the best seed's is."""
+        if not any(has_headroom(c) for c in lists.judged()):
+            raise InputError(
+                f"none of the {len(lists.judged())} judged training lists holds candidates of two different grades: "
+                "there is nothing to learn from labels. Deepen the first stage (retrieval.depth), or check the "
+                "judgements"
+            )
+
+    def seed(self, number: int) -> Trained:
+        """Train all arms with seed `number` (0 is the first); what the model added to the run up to now."""
+        recipe, model = self.work.recipe, self.model
+        features = tuple(self.lists.test.lists[0].features)
+        policy = policy_of(model, self.encoder, features, recipe.seed + number)
+        one = _Seed(self, policy, number)
+        for arm in self.arms:
+            one.arm(arm)
+            if arm.name == REFINED:
+                self._keep(policy, one.views[REFINED].get("served", 0.0))
+        return self.found
+
+    def _keep(self, policy: ScorePolicy, dev: float) -> None:
+        """Calibrate and save the refined policy, unless an earlier seed's was better on dev."""
+        if self.kept is not None and dev <= self.kept:
+            return
+        self.kept = dev
+        recipe, model, work = self.work.recipe, self.model, self.work
+        test = [_cut(c, model.depth) for c in self.lists.test.lists]
+        facts = calibrate(work, recipe.calibrate, policy, self.dev.lists, test)
+        if facts is not None:
+            self.found.calibration[model.name or "model"] = facts
+        folder = work.out / "model" / model.name if model.name else work.out / "model"
+        save_policy(policy, folder)
+        policy.calibration = None  # the arms that follow learn from uncalibrated weights
+        write_json(folder / RETRIEVAL, asdict(recipe.retrieval))
+
+
+class _Seed:
+    """The arms of one seed, one after another in one policy whose weights change."""
+
+    def __init__(self, training: ModelTraining, policy: ScorePolicy, number: int) -> None:
+        self.training, self.policy, self.number = training, policy, number
+        self.work, self.model, self.found = training.work, training.model, training.found
+        self.dev = training.dev
+        recipe, lists = self.work.recipe, training.lists
+        cloned = [c for part in lists.train for c in part.lists]
+        self.task = Task(recipe, self.model, cloned, lists.judged(), training.orderings.train, recipe.seed + number)
+        self.starts = {arm.start for arm in training.arms}
+        self.weights: dict[str | None, dict[str, Tensor]] = {None: _copied(policy)}
+        self.active: dict[str | None, bool] = {None: policy.first_stage is not None and policy.first_stage.active}
+        self.views: dict[str | None, dict[str, float]] = {}
+
+    def arm(self, arm: Arm) -> None:
+        """Train one arm (or load it where an interrupted run had finished it) and rank the test lists."""
+        name = arm_name(self.model, arm.name)
+        self._start_from(arm.start)
+        folder = self.work.out / "arms" / f"{name.replace(' ', '-')}{self._suffix()}"
+        done = latest_checkpoint(folder) if self.work.resume else None
+        if done is None:
+            facts = self._learn(arm, name)
+            save_checkpoint(folder, 0, Checkpoint({"weights": self.policy.state_dict()}, facts))
+            self._tell(name, arm, facts)
+        else:
+            self.policy.load_state_dict(dict(done.tensors["weights"]))
+            facts = dict(done.state)
+            self._switch(facts["first_stage"])
+            self.work.log.say(f"{name}: taken from {folder}")
+        self.views[arm.name] = _views_after(self.policy, facts["dev_views"])
+        if arm.name in self.starts:
+            self.weights[arm.name] = _copied(self.policy)
+            self.active[arm.name] = facts["first_stage"]
+        self._add(name, arm, facts)
+
+    def _start_from(self, start: str | None) -> None:
+        self.policy.load_state_dict(self.weights[start])
+        self._switch(self.active[start])
+
+    def _switch(self, active: bool) -> None:
+        if self.policy.first_stage is not None:
+            self.policy.first_stage.active = active
+
+    def _learn(self, arm: Arm, name: str) -> dict[str, Any]:
+        began = time.monotonic()
+        audited = self._audit() if arm.name == REFINED and self.number == 0 else None
+        before = copy.deepcopy(self.policy) if self.number == 0 else None
+        facts = arm.learn(self.task, self.policy, self._context(arm))
+        if arm.start is None:
+            self._choose_view(name, facts)
+        facts["seconds"] = round(time.monotonic() - began, 1)
+        facts["first_stage"] = self.policy.first_stage is not None and self.policy.first_stage.active
+        if audited is not None:
+            facts["audit"] = audited
+        if before is not None:
+            facts["diagnosis"] = self._diagnose(arm, before)
+            self.work.log.record(model=self.model.name or "model", stage=arm.name, diagnosis=facts["diagnosis"])
+        return facts
+
+    def _context(self, arm: Arm) -> Context:
+        work = self.work
+        name = self.model.name or "model"
+        stage = arm.name.replace(" ", "-")
+        folder = work.out / "arms" / f"{name.replace(' ', '-')}-{stage}{self._suffix()}-unfinished"
+        known = self.views.get(arm.start) if arm.start is not None else None
+        label = arm.name if self.number == 0 else f"{arm.name} seed {self.number}"
+        return Context(label, name, self.task.seed, folder, work.resume, work.log, self.dev, known)
+
+    def _suffix(self) -> str:
+        return f"-seed-{self.number}" if self.number else ""
+
+    def _audit(self) -> dict[str, Any]:
+        """What can be known of refinement before it begins: one forward pass over the judged lists."""
+        found = audit(self.policy, list(self.task.judged), reward_of(self.task.refine), seed=self.task.seed)
+        self.work.log.say(f"{arm_name(self.model, REFINED)}: audit: {found.advice()}")
+        return found.to_json()
+
+    def _diagnose(self, arm: Arm, began: ScorePolicy) -> dict[str, Any]:
+        """What the arm's training did to the policy, on dev lists."""
+        found = diagnose(
+            self.policy,
+            self.dev.lists[:DIAGNOSED],
+            reward_of(self.task.refine),
+            reference=began if arm.start is not None else None,
+            orderings=self.training.orderings.dev,
+            seed=self.task.seed,
+        )
+        return found | {"weights_changed": weights_changed(began.state_dict(), self.policy.state_dict())}
+
+    def _choose_view(self, name: str, facts: dict[str, Any]) -> None:
+        """Switch the first-stage residual off where the plain scores rank the dev lists better."""
+        if self.policy.first_stage is None or self.model.first_stage != "auto" or "plain" not in facts["dev_views"]:
+            return
+        measured = facts["dev_views"]
+        self.policy.first_stage.active = measured["served"] >= measured["plain"]
+        word = "on" if self.policy.first_stage.active else "off"
+        self.work.note(
+            f"{name}{self._suffix().replace('-', ' ')}: first-stage scores are {word} "
+            f"(dev {self.dev.name} {measured['served']:.3f} with, {measured['plain']:.3f} without)"
+        )
+
+    def _tell(self, name: str, arm: Arm, facts: Mapping[str, Any]) -> None:
+        seed = f" (seed {self.number})" if self.number else ""
+        self.work.log.say(
+            f"{name}{seed}: dev {self.dev.name} {facts['dev']:.3f} at step {facts['best_step']} of {facts['steps']}, "
+            f"{facts['lists']} lists, {facts['seconds']:.0f} s"
+        )
+        plain = facts["dev_views"].get("plain", facts["dev"])
+        if arm.name == REFINED and plain < facts["dev"] - 0.05:
+            self.work.note(
+                f"{name}: without first-stage scores it ranks much worse (dev {self.dev.name} {plain:.3f} against "
+                f"{facts['dev']:.3f}): use it with them, or train it longer"
+            )
+        if facts["best_step"] == 0 and arm.group != "corrupted":
+            given = "what it began with" if arm.start is None else f"the {arm.start}"
+            self.work.note(f"{name}{seed}: no step beat {given} on the dev lists, so that itself is handed over")
+        for key, text in (
+            ("lists_without_headroom", "lists have nothing to gain and were dropped"),
+            ("lists_out_of_band", "lists lie outside the pass band and were left out"),
+            ("lists_without_ordering", "lists were not ordered by the teacher and were left out"),
+            ("skipped_steps", "steps were skipped: their loss was not finite"),
+        ):
+            if facts.get(key) and self.number == 0 and arm.group != "corrupted":
+                self.work.note(f"{name}: {facts[key]} {text}")
+
+    def _add(self, name: str, arm: Arm, facts: Mapping[str, Any]) -> None:
+        """The arm's rankings of the test lists and its facts, added to what the model has found."""
+        test, found = self.training.lists.test.lists, self.found
+        with self.work.timed("rank the test lists"):
+            views = rerank_lists(self.policy, [_cut(c, self.model.depth) for c in test], name)
+        for view, run in views.items():
+            label = name if view == "served" else f"{name} alone"
+            if view != "served" and arm.name != REFINED:
+                continue
+            whole = with_rest(run, test, label)
+            found.runs.setdefault(label, []).append(whole)
+            keep_run(self.work, whole, self.number)
+        before = found.seconds.get(name, 0.0)
+        found.seconds[name] = round(before + (facts["seconds"] - before) / (self.number + 1), 1)
+        if "diagnosis" in facts:
+            found.diagnosis[name] = facts["diagnosis"]
+        if "audit" in facts:
+            found.audit[self.model.name or "model"] = facts["audit"]
+
+
+def _copied(policy: ScorePolicy) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
+
+
+def _views_after(policy: ScorePolicy, measured: Mapping[str, float]) -> dict[str, float]:
+    """What dev measures of the policy as it stands, from the views of the stage before."""
+    if policy.first_stage is not None and not policy.first_stage.active:
+        return {"served": measured.get("plain", measured["served"])}
+    return dict(measured)
+
+
+def _cut(candidates: CandidateList, depth: int | None) -> CandidateList:
+    return candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
