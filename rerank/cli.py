@@ -182,6 +182,30 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    collection: CollectionText,
+    run: Annotated[Path, typer.Option("--run", help="Candidates: a TREC run or RankLLM JSON.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model folder or hub id; without one, the run's own ranking.")
+    ] = None,
+    reward: Annotated[str, typer.Option(help="What refinement would maximise: a measure, or module:function.")] = (
+        "nDCG@10"
+    ),
+    depth: Annotated[int, typer.Option(min=2, help="Candidates a query.")] = 100,
+    json: Annotated[Path | None, typer.Option("--json", help="File to write, with the numbers of each list.")] = None,
+) -> None:
+    """Ask what refinement could gain, before training: headroom, what is within reach, what the first stage missed."""
+    from rerank.experiment.auditing import audit_run, audit_table
+    from rerank.experiment.workspace import write_json
+
+    found = audit_run(collection, run, model, reward, depth)
+    console.print(audit_table(found))
+    console.print(found.advice(), highlight=False, soft_wrap=True, markup=False)
+    if json is not None:
+        write_json(json, found.to_json(by_list=True))
+
+
+@app.command()
 def rank(
     model: Annotated[str, typer.Argument(help="A model folder, e.g. runs/quickstart/model, or a hub id.")],
     query: Annotated[

@@ -29,6 +29,11 @@ Ideal = Literal["candidates", "judged"]
 SPELLING = re.compile(r"([A-Za-z]+)(?:\(rel=([1-9]\d*)\))?(?:@([1-9]\d*))?")
 """How a reward is spelled: `nDCG@10`, `RR(rel=2)@10`, `AP`, `ERR@20`."""
 
+GRADED = ("nDCG", "DCG", "ERR")
+"""Rewards that do not ask from which grade on a document is relevant."""
+NEEDS_CUTOFF = ("R", "P", "Success")
+"""Rewards of which document is above the cutoff, in whatever order."""
+
 FIRST_STAGE = "first stage"
 """The feature that holds the score of the (fused) run itself."""
 
@@ -45,18 +50,18 @@ def dev_reward_of(refine: Refine) -> Reward:
 
 def reward_named(name: str, gain: Gain = "linear", ideal: Ideal = "candidates") -> Reward:
     """The reward of a measure (`nDCG@10`, `AP`, ...) or of the user's own (`module:function`, `module:reward`)."""
-    from rerank.rewards import REWARDS, FunctionReward
+    from rerank.rewards import REWARDS, FunctionReward, Relabelled
 
     if ":" in name:
         found = _imported(name)
         # A reward is asked for rankings of a batch, a function for one ranking of one list.
         exact = any(hasattr(found, kind) for kind in ("terms", "expected", "parts"))
-        return found if exact or isinstance(found, FunctionReward) else FunctionReward(found, name)
+        return found if exact or isinstance(found, (FunctionReward, Relabelled)) else FunctionReward(found, name)
     measure, level, cutoff = _spelled(name, REWARDS)
     settings: dict[str, Any] = {"cutoff": cutoff}
     settings |= {"gain": gain} if measure in ("nDCG", "DCG") else {}
     settings |= {"ideal": ideal} if measure in ("nDCG", "R", "AP", "Rprec") else {}
-    settings |= {} if measure in ("nDCG", "DCG", "ERR") else {"level": level}
+    settings |= {} if measure in GRADED else {"level": level}
     return REWARDS[measure](**settings)
 
 
@@ -70,10 +75,13 @@ def _spelled(name: str, known: Iterable[str]) -> tuple[str, int, int | None]:
         except InputError:
             measure = None
         if measure is None or measure.name not in known:
-            raise InputError(
-                f"{name!r} is not a reward{nearest(name, list(known))}; or give your own as module:function"
-            )
+            hint = nearest(re.split("[@(]", name)[0], list(known))  # a cutoff would hide how near the name is
+            raise InputError(f"{name!r} is not a reward{hint}; or give your own as module:function")
         return measure.name, measure.rel, measure.cutoff
+    if match[2] and found in GRADED:
+        raise InputError(f"reward {name!r}: {found} does not depend on a lowest relevant grade; leave (rel=...) out")
+    if match[3] is None and found in NEEDS_CUTOFF:
+        raise InputError(f"reward {name!r} is the same for every order of a list without a cutoff: write {found}@10")
     return found, int(match[2] or 1), int(match[3]) if match[3] else None
 
 
@@ -145,6 +153,8 @@ def check_parts(recipe: Recipe) -> None:
     for model in recipe.models:
         refine = recipe.refine_of(model)
         reward_of(refine), dev_reward_of(refine)
+        if isinstance(refine.reward, str) and ":" in refine.reward:
+            reward_named(recipe.evaluation.measures[0])  # selects on dev in place of a reward of the user's own
     for source in (*recipe.data.train, recipe.data.test):
         for path in (source.run, *source.teachers):
             if path is not None and not (recipe.base / path).is_file():

@@ -384,7 +384,7 @@ def _of_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
             return _value(arg, value, where)
         except RecipeError as error:
             problems.append(str(error))
-    raise RecipeError(problems[0])
+    raise RecipeError("; or else: ".join(problems))
 
 
 def _plain(hint: Any, origin: Any, value: Any, where: str) -> Any:

@@ -19,10 +19,11 @@ from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.randomness import generator
 from rerank.rewards import FunctionReward, ndcg
 from rerank.training import loop
+from rerank.training.anchoring import automatic_temperature
 from rerank.training.clone import Clone
 from rerank.training.log import Log
 from rerank.training.loop import Context, Dev, Schedule, fit, sublist
-from rerank.training.refine import Refine, automatic_temperature, has_headroom, relevant_first
+from rerank.training.refine import Refine, has_headroom, relevant_first
 from rerank.types import CandidateList, Ordering
 
 N = 6

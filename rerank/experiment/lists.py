@@ -142,8 +142,18 @@ class _FirstStages:
             found = self._retrieve(source, collection, retrievers, as_it_is)
             found.save(folder)
         if source.candidates == "judged":
+            self._tell_missing(collection, found.run)
             collection = collection.select(found.run.rankings, collection.name)
         return candidate_lists(collection, found.run, {FIRST_STAGE: found.run, **found.features})
+
+    def _tell_missing(self, collection: Collection, judged: Run) -> None:
+        """Note what has judgements, or should have, and takes no part."""
+        queries = len(collection.queries) - len(judged.rankings)
+        documents = sum(d not in collection.documents for grades in collection.qrels.values() for d in grades)
+        if queries:
+            self.work.note(f"{queries} queries of {collection.name} have no judged document and were left out")
+        if documents:
+            self.work.note(f"{documents} judged documents are not in {collection.name} and are no candidates")
 
     def _retrieve(
         self, source: Source, collection: Collection, retrievers: list[Retriever], as_it_is: bool

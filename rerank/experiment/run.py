@@ -87,7 +87,7 @@ def _conclude(
     seconds = {arm: taken for model in models for arm, taken in model.seconds.items()}
     table = compare(runs, lists.collection.qrels, recipe.evaluation.measures, against, seconds)
     write_json(out / "table.json", table.to_json())
-    last = [name for name in runs if name.endswith(REFINED)][-1]
+    last = arm_name(recipe.models[len(models) - 1], REFINED)
     changes = largest_changes(
         runs[FIRST_STAGE][0], runs[last][0], lists.collection.qrels, lists.collection, recipe.evaluation.measures[0]
     )

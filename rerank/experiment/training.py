@@ -148,14 +148,18 @@ class _Seed:
         folder = self.work.out / "arms" / f"{name.replace(' ', '-')}{self._suffix()}"
         done = latest_checkpoint(folder) if self.work.resume else None
         if done is None:
+            said = len(self.work.notes)
             facts = self._learn(arm, name)
-            save_checkpoint(folder, 0, Checkpoint({"weights": self.policy.state_dict()}, facts))
             self._tell(name, arm, facts)
+            facts["notes"] = self.work.notes[said:]
+            save_checkpoint(folder, 0, Checkpoint({"weights": self.policy.state_dict()}, facts))
         else:
             self.policy.load_state_dict(dict(done.tensors["weights"]))
             facts = dict(done.state)
             self._switch(facts["first_stage"])
             self.work.log.say(f"{name}: taken from {folder}")
+            for text in facts.get("notes", ()):  # what was to be said about it is to be said again
+                self.work.note(text)
         self.views[arm.name] = _views_after(self.policy, facts["dev_views"])
         if arm.name in self.starts:
             self.weights[arm.name] = _copied(self.policy)

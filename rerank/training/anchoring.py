@@ -67,6 +67,8 @@ class Anchoring:
         self.reference = copy.deepcopy(policy).eval().requires_grad_(False) if self.weight else None
         self.tempered = tempered or bool(self.weight or schedule.entropy_floor)
         self.temperatures = self._temperatures() if self.tempered else [1.0, 1.0]
+        self.first_temperature = self.temperatures[0]
+        """The served view's at the start of the stage."""
         self._last: tuple[Sequence[CandidateList], Tensor] | None = None
 
     def _temperatures(self) -> list[float]:
@@ -125,18 +127,21 @@ class Anchoring:
             self.temperatures[:] = self._temperatures()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has moved since the start, for a checkpoint."""
-        moved = {"temperatures": torch.tensor(self.temperatures, dtype=torch.float64)}
-        if self.schedule.reset_reference and self.reference is not None:
-            moved |= {f"reference.{name}": tensor for name, tensor in self.reference.state_dict().items()}
+        """What a policy as it was handed to the stage does not tell, for a checkpoint."""
+        found = torch.tensor([*self.temperatures, self.first_temperature], dtype=torch.float64)
+        moved = {"temperatures": found}
+        for name, tensor in (self.reference.state_dict() if self.reference is not None else {}).items():
+            # The first-stage weights are fitted before the reference is taken, and a resumed stage does not fit them.
+            if self.schedule.reset_reference or name.startswith("first_stage."):
+                moved[f"reference.{name}"] = tensor
         return moved
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors` gave."""
-        self.temperatures[:] = tensors["temperatures"].tolist()
+        *self.temperatures[:], self.first_temperature = tensors["temperatures"].tolist()
         kept = {name.removeprefix("reference."): t for name, t in tensors.items() if name.startswith("reference.")}
         if kept and self.reference is not None:
-            self.reference.load_state_dict(kept)
+            self.reference.load_state_dict(kept, strict=False)
 
 
 def automatic_temperature(scores: Tensor, mask: Tensor, entropy: float, cutoff: int = 10) -> float:

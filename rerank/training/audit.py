@@ -133,8 +133,7 @@ def audit_scores(
         group = batch_of(batch.lists[start : start + AT_ONCE])
         rows = scores[start : start + AT_ONCE, : group.mask.shape[1]]
         found += _audited(rows, group, reward, samples, seed, warmth)
-    graded = bool(getattr(reward, "graded", False))
-    return _summary(found, str(getattr(reward, "name", type(reward).__name__)), graded, saturated, samples, warmth)
+    return _summary(found, reward, saturated, samples, warmth)
 
 
 def in_band(found: Audit, low: float, high: float) -> list[int]:
@@ -196,17 +195,17 @@ def _record(
     )
 
 
-def _summary(
-    found: Sequence[ListAudit], reward: str, graded: bool, saturated: float, samples: int, temperature: float
-) -> Audit:
+def _summary(found: Sequence[ListAudit], reward: Reward, saturated: float, samples: int, temperature: float) -> Audit:
     """The audit as a whole; where the reward pays by grades, its means are over the judged lists."""
-    n = len(found)
+    n, graded = len(found), bool(getattr(reward, "graded", False))
     judged = [one for one in found if one.judged]
     counted = judged if graded else list(found)
     kinds = [one.kind(saturated) for one in counted]
     lone = sum(one.lone_success for one, kind in zip(counted, kinds, strict=True) if kind in ("edge", "far"))
+    if getattr(reward, "signed", False):
+        lone = 0  # 0 is not "nothing" for such a reward: half of all rankings earn more
     return Audit(
-        reward=reward,
+        reward=str(getattr(reward, "name", type(reward).__name__)),
         graded=graded,
         lists=n,
         counted=len(counted),

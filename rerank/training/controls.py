@@ -40,9 +40,9 @@ def shuffled_labels(lists: Sequence[CandidateList], seed: int) -> list[Candidate
 def inverted_labels(lists: Sequence[CandidateList]) -> list[CandidateList]:
     """The judged lists, each with its highest grade for its lowest and the other way round."""
     return [
-        _labelled(c, [max(c.labels) + min(0, *c.labels) - label for label in c.labels])
+        _labelled(c, [max(c.labels) + min((0, *c.labels)) - label for label in c.labels])
         for c in lists
-        if c.labels is not None and c.labels
+        if c.labels is not None
     ]
 
 

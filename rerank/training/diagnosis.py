@@ -16,6 +16,7 @@ Draws are keyed by query and made a chunk at a time; only their rewards and top 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from rerank.lists import ListBatch, batch_of
 from rerank.models.policy import ScorePolicy
 from rerank.training.audit import drawn, expected_of, scores_of
 from rerank.types import CandidateList, Ordering, Reward
+
+logger = logging.getLogger("rerank.training")
 
 AT_ONCE = 4
 """Lists whose rankings are drawn together."""
@@ -214,6 +217,11 @@ def _agreement(
         for ordering in by_query.get(candidates.query_id, ()):
             ordered = [place[d] for d in ordering.doc_ids if d in place]
             found.append(kendall_tau(row[ordered], -np.arange(len(ordered))))
+    if by_query and not found:
+        logger.warning(
+            "none of the %d queries with a teacher's ordering is among the %d lists: no agreement",
+            len(by_query), len(lists),
+        )  # fmt: skip
     return _mean(found)
 
 

@@ -105,7 +105,6 @@ class Refine(Schedule):
             alone = _Reinforcement(self, reward, estimator, utility, self._anchoring(policy, kept, context))
             fit_first_stage(policy.first_stage, kept, alone, context.seed, FITTED)
         anchoring = self._anchoring(policy, kept, context)
-        temperature = anchoring.temperatures[0]
         objective = _Reinforcement(self, reward, estimator, utility, anchoring)
         report = fit(policy, kept, anchoring.around(objective), relevant_first, self, context, anchoring)
         return {
@@ -116,7 +115,7 @@ class Refine(Schedule):
             "estimator": estimator,
             "utility": utility,
             "anchor": anchoring.weight,
-            "temperature": temperature,
+            "temperature": anchoring.first_temperature,
         }
 
     def _anchoring(self, policy: ScorePolicy, lists: Sequence[CandidateList], context: Context) -> Anchoring:
