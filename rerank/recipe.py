@@ -49,6 +49,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
         "labels",
         "labels list_net",
         "labels rank_net",
+        "labels softmax",
         "labels tempered",
         "longer clone",
         "random reward",

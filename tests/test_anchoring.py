@@ -191,7 +191,7 @@ def test_a_stage_that_asks_for_nothing_keeps_its_objective_and_no_copy_of_the_po
 
 
 def test_the_reference_is_a_still_copy():
-    policy = made_policy()
+    policy = made_policy().train()
     anchoring = anchoring_of(policy, Schedule(anchor=1.0))
     before = anchoring.reference.scorer.score.clone()
     scores = moved(policy).all_views(LISTS)[0]
@@ -199,11 +199,12 @@ def test_the_reference_is_a_still_copy():
     losses.sum().backward()
     with torch.no_grad():
         policy.scorer.score += 1.0
+    assert not anchoring.reference.training, "dropout is noise that no policy could follow"
     assert anchoring.reference.scorer.score.grad is None
     assert torch.equal(anchoring.reference.scorer.score, before)
 
 
-def test_an_anchor_holds_the_control_as_it_holds_refinement(tmp_path):
+def test_an_anchor_holds_the_control_as_it_holds_refinement():
     def kl(stage, anchor):
         policy = made_policy()
         settings = {"steps": 30, "anchor": anchor, **FAST}
@@ -211,7 +212,7 @@ def test_an_anchor_holds_the_control_as_it_holds_refinement(tmp_path):
             Clone(**settings).run(policy, LISTS, list(Judged()(LISTS)), Context("stage"))
         else:
             Refine(**settings).run(policy, LISTS, ndcg(3), Context("stage"))
-        views = [p.all_views(LISTS)[0] for p in (policy, made_policy())]
+        views = [p.all_views(LISTS)[0].detach() for p in (policy, made_policy())]
         return float(plackett_luce.top1_kl(*views, batch_of(LISTS).mask).mean())
 
     for stage in ("labels", "refined"):
@@ -278,6 +279,7 @@ def test_a_reference_that_was_fitted_before_the_first_step_is_taken_up_by_a_poli
     one, other = (anchoring_of(policy, Schedule(anchor=1.0)) for policy in (fitted, unfitted))
     other.restore(one.tensors())
     assert other.temperatures == one.temperatures
+    assert other.first_temperature == one.first_temperature == one.temperatures[0]
     assert other.reference.first_stage.as_dict() == {"bm25": 2.0}
 
 
@@ -289,7 +291,7 @@ def entropy_after(**settings):
     Refine(steps=40, temperature=1.0, anchor=0.0, utility="linear", **settings, **FAST).run(
         policy, LISTS, ndcg(3), Context("stage")
     )
-    return float(plackett_luce.top1_entropy(policy.all_views(LISTS)[0], batch_of(LISTS).mask).mean())
+    return float(plackett_luce.top1_entropy(policy.all_views(LISTS)[0].detach(), batch_of(LISTS).mask).mean())
 
 
 def test_an_entropy_floor_leaves_the_policy_more_doubt():
@@ -311,7 +313,7 @@ def test_an_entropy_floor_below_what_there_is_costs_nothing():
 def test_the_calibration_term_is_its_share_of_the_cross_entropy_of_the_bare_scores():
     policy = made_policy()
     scores, batch = policy.all_views(LISTS)[0], batch_of(LISTS)
-    anchoring = anchoring_of(policy, Schedule(calibration=0.25), temperature=0.1)
+    anchoring = anchoring_of(policy, Schedule(calibration=0.25), tempered=True, temperature=0.1)
     losses, _ = anchoring.around(no_loss)(scores, batch, 0, 0)
     assert torch.allclose(losses, 0.25 * cross_entropy(scores, batch.labels, batch.mask))
 

@@ -1,6 +1,7 @@
 """The command line on real text: each command once, the same numbers as the library, and one message for an error."""
 
 import json
+import math
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from rerank import Reranker, cli
 from rerank.data import load_collection, read_qrels, read_run, write_run
+from rerank.models.calibration import Calibration
 from rerank.models.loading import load_cross_encoder, save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
@@ -159,6 +161,64 @@ def test_rank_prints_the_best_texts_of_a_file(model, tmp_path):
     printed = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
     assert [text for _, text in printed] == [hit.text for hit in hits]
     assert [float(score) for score, _ in printed] == pytest.approx([hit.score for hit in hits], abs=6e-4)
+
+
+@pytest.fixture
+def probable(tiny_bert, tmp_path):
+    """The model's folder again, with a calibration; the map is a sigmoid of 2 s + 0.5."""
+    folder = model_folder(tiny_bert, tmp_path / "probable")
+    reranker = Reranker.from_pretrained(folder)
+    reranker.policy.calibration = Calibration("affine", a=2.0, b=0.5)
+    reranker.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A file of four texts."""
+    path = tmp_path / "texts.txt"
+    path.write_text("read lines of a file\na cup of tea\nFaust [bold] tragedy\nnumbers 1 2 3\n", encoding="utf8")
+    return path
+
+
+def ranked(*arguments):
+    """(number, text) of each line that `rank` prints."""
+    result = CliRunner().invoke(cli.app, ["rank", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [(float(number), text) for number, text in (line.split(maxsplit=1) for line in result.stdout.splitlines())]
+
+
+def test_rank_prints_probabilities_of_its_logits_in_the_same_order(probable, texts):
+    scores = ranked(probable, "-q", "csv file", "-d", texts)
+    found = ranked(probable, "-q", "csv file", "-d", texts, "--probabilities")
+    assert [text for _, text in found] == [text for _, text in scores]
+    assert [p for p, _ in found] == pytest.approx([1 / (1 + math.exp(-2 * s - 0.5)) for s, _ in scores], abs=1.5e-3)
+
+
+@pytest.mark.parametrize("shown", ["scores", "probabilities"])
+def test_a_least_probability_leaves_out_what_is_below_and_nothing_else(shown, probable, texts):
+    option = ["--probabilities"] if shown == "probabilities" else []
+    every = ranked(probable, "-q", "csv file", "-d", texts, *option)
+    probabilities = [p for p, _ in ranked(probable, "-q", "csv file", "-d", texts, "--probabilities")]
+    assert probabilities[1] - probabilities[2] > 0.002, "the threshold must lie between two printed numbers"
+    threshold = (probabilities[1] + probabilities[2]) / 2
+    found = ranked(probable, "-q", "csv file", "-d", texts, *option, "--min-probability", threshold)
+    assert found == every[:2]
+    assert ranked(probable, "-q", "csv file", "-d", texts, *option, "--min-probability", 0.0) == every
+    assert ranked(probable, "-q", "csv file", "-d", texts, *option, "--min-probability", 1.0) == []
+
+
+@pytest.mark.parametrize("option", [("--probabilities",), ("--min-probability", "0.5")])
+def test_probabilities_of_a_model_without_calibration_are_one_message(option, fails, model, texts):
+    assert "this model is not calibrated" in fails("rank", model, "-q", "csv file", "-d", texts, *option)
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "half"])
+def test_a_least_probability_that_is_none_is_a_wrong_use(value, probable, texts):
+    result = CliRunner().invoke(
+        cli.app, ["rank", str(probable), "-q", "x", "-d", str(texts), "--min-probability", value]
+    )
+    assert result.exit_code == 2
 
 
 def test_rank_reranks_the_head_of_a_run_and_leaves_the_rest_below(bm25, cacm, model, tmp_path):

@@ -1,4 +1,4 @@
-"""Names become objects: every spelling of a reward is the measure it says, and a wrong one is named with the nearest."""
+"""Names become objects: every spelling of a reward is the measure it says, a wrong one is named with the nearest."""
 
 import math
 import re
@@ -286,11 +286,18 @@ def test_a_lowest_grade_of_a_measure_that_has_none_is_not_ignored(name):
 
 @pytest.mark.parametrize("name", ["R", "P", "Success(rel=2)", "recall", "p"])
 def test_a_reward_that_no_order_can_change_is_refused(name):
-    with pytest.raises(InputError, match="cutoff|is not a reward"):
+    with pytest.raises(InputError, match=r"cutoff|is not a reward"):
         reward_named(name)
 
 
 # Before any work begins
+
+
+JUDGED = """
+[data]
+train = { collection = "a", candidates = "judged" }
+test = { collection = "b", run = "run.trec" }
+"""
 
 
 def parts(change, tmp_path):
@@ -312,8 +319,7 @@ def parts(change, tmp_path):
         ("teacher.weights = { bm52 = 1.0 }", "no retriever 'bm52'; did you mean 'bm25'"),
         ('retrieval.retrievers = []\nteacher.kind = "judged"', "not every source has a run of its own"),
         (
-            'retrieval.retrievers = []\nteacher.kind = "judged"\n'
-            'data = { train = { collection = "a", candidates = "judged" }, test = { collection = "b", run = "run.trec" } }',
+            'retrieval.retrievers = []\nteacher.kind = "judged"\n' + JUDGED,
             "put in the order of retrieval.retrievers, which is empty",
         ),
         ('data = { train = { collection = "a", run = "no.trec" }, test = "b" }', "there is no file"),
@@ -328,8 +334,7 @@ def test_parts_that_cannot_be_made_are_told_before_any_work(change, says, tmp_pa
     "change",
     [
         'refine.reward = "math:sqrt"',
-        'retrieval.retrievers = ["bm25"]\n'
-        'data = { train = { collection = "a", candidates = "judged" }, test = { collection = "b", run = "run.trec" } }',
+        'retrieval.retrievers = ["bm25"]\n' + JUDGED,
         'teacher = { kind = "fused", weights = { bm25 = 1.0 } }',
     ],
 )

@@ -1,5 +1,6 @@
 """A recipe carried out on real text: what is in its folder, that its numbers are trec_eval's, and that it resumes."""
 
+import html
 import json
 import os
 import re
@@ -14,11 +15,20 @@ import pytrec_eval
 from safetensors.torch import load_file
 
 from rerank import Reranker
+from rerank.composition import policy_of
 from rerank.data import load_collection, read_run
 from rerank.errors import InputError, Mismatch, RerankError
 from rerank.experiment import train
-from rerank.experiment.workspace import claim, locked, write_json, write_text
-from rerank.recipe import parse_recipe
+from rerank.experiment.arms import ARMS as ARMS_KNOWN
+from rerank.experiment.arms import arms_of, questions
+from rerank.experiment.lists import prepare
+from rerank.experiment.run import legend
+from rerank.experiment.workspace import Workspace, claim, locked, write_json, write_text
+from rerank.models.loading import load_policy
+from rerank.recipe import CONTROLS, parse_recipe
+from rerank.retrieval.bm25 import BM25
+from rerank.training.clone import Clone
+from rerank.training.log import Log
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -75,6 +85,74 @@ def without_times(path):
 def weights(out, arm):
     (file,) = (out / "arms" / arm).glob("step-*/weights.safetensors")
     return load_file(file)
+
+
+def facts(out, arm):
+    (file,) = (out / "arms" / arm).glob("step-*/state.json")
+    return json.loads(file.read_text(encoding="utf8"))
+
+
+def facts_of_run(out, name):
+    return json.loads((out / name).read_text(encoding="utf8"))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all((value == b[name]).all() for name, value in a.items())
+
+
+SEVERAL = (
+    RECIPE.replace(
+        'name = "questions"\n',
+        'name = "several"\nseed = 5\nseeds = 3\ncontrols = ["longer clone", "random reward", "labels refined"]\n',
+    )
+    .replace("clone = { steps = 6", 'clone = { select = "last", steps = 2')
+    .replace("refine = { steps = 6, lists_per_step = 8", 'refine = { select = "last", epochs = 2, lists_per_step = 5')
+    .replace("head_learning_rate = 3e-3 }\n\n", "head_learning_rate = 0.03 }\n\n")
+)
+"""Three seeds of six arms; how long refinement takes follows from its epochs."""
+
+STILL = (
+    RECIPE.replace('name = "questions"\n', 'name = "still"\ncontrols = "all"\n[calibrate]\nkind = "none"\n')
+    .replace("limit = 24", 'limit = 24, candidates = "judged"')
+    .replace("limit = 12", 'limit = 12, candidates = "judged"')
+    .replace("clone = { steps = 6", 'control = { select = "last", steps = 2 }\nclone = { select = "last", steps = 2')
+    .replace("refine = { steps = 6", "refine = { steps = 0")
+)
+"""Every arm that refines takes no step: it ends where it began."""
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """One encoder for the runs that do not ask whether vectors are made anew alike."""
+    from rerank.models.loading import load_encoder
+
+    a_recipe()
+    return load_encoder("minilm")
+
+
+@pytest.fixture(scope="module")
+def warm(encoder):
+    """Trains with that encoder."""
+
+    def call(text, out, resume=False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rerank.experiment.run.load_encoder", lambda name: encoder)
+            train(a_recipe(text), out, resume)
+        return out
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def several(warm, tmp_path_factory):
+    """The folder of a run of SEVERAL."""
+    return warm(SEVERAL, tmp_path_factory.mktemp("runs") / "several")
+
+
+@pytest.fixture(scope="module")
+def still(warm, tmp_path_factory):
+    """The folder of a run of STILL."""
+    return warm(STILL, tmp_path_factory.mktemp("runs") / "still")
 
 
 # What a finished run leaves
@@ -140,17 +218,15 @@ def test_the_summary_says_with_what_and_on_which_data(finished):
 def test_the_metrics_tell_every_step_of_every_stage(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text(encoding="utf8").splitlines()]
     for stage in ("clone", "labels", "refined"):
-        steps = [line["step"] for line in lines if line["stage"] == stage]
-        assert steps == list(range(7)), stage
-        assert sum("nDCG@10" in line for line in lines if line["stage"] == stage) == 4
+        *learned, last = [line for line in lines if line["stage"] == stage]
+        assert [line["step"] for line in learned] == list(range(7)), stage
+        assert sum("nDCG@10" in line for line in learned) == 4
+        assert {"greedy", "expected", "entropy_by_rank"} <= last["diagnosis"].keys(), "the stage ends with a diagnosis"
 
 
 def test_an_arm_that_learnt_nothing_ranks_as_the_one_it_began_from(finished):
     for arm in ("labels", "refined"):
-        (file,) = (finished / "arms" / arm).glob("step-*/state.json")
-        facts = json.loads(file.read_text(encoding="utf8"))
-        same = all((value == weights(finished, "clone")[name]).all() for name, value in weights(finished, arm).items())
-        assert same == (facts["best_step"] == 0), arm
+        assert same(weights(finished, "clone"), weights(finished, arm)) == (facts(finished, arm)["best_step"] == 0), arm
 
 
 def test_the_saved_model_ranks_as_the_refined_arm_did(finished):
@@ -163,6 +239,296 @@ def test_the_saved_model_ranks_as_the_refined_arm_did(finished):
         hits = reranker.rank(collection.queries[query_id], [collection.documents[d] for d in doc_ids])
         written = dict(ranking)
         np.testing.assert_allclose([h.score for h in hits], [written[doc_ids[h.index]] for h in hits], atol=0.1)
+
+
+# What an arm begins with, how long it learns, and what is asked of it
+
+
+REFINING = {
+    "refined": "clone",
+    "refined rloo": "clone",
+    "refined grpo": "clone",
+    "random reward": "clone",
+    "shuffled reward": "clone",
+    "inverted reward": "clone",
+    "longer clone": "clone",
+    "labels refined": "labels",
+}
+
+
+def folder(arm):
+    return arm.replace(" ", "-")
+
+
+@pytest.mark.parametrize("arm", REFINING)
+def test_an_arm_that_takes_no_step_keeps_the_weights_that_it_begins_with(arm, still):
+    assert facts(still, folder(arm))["steps"] == 0
+    begun = weights(still, folder(REFINING[arm]))
+    assert same(weights(still, folder(arm)), begun)
+    other = "labels" if REFINING[arm] == "clone" else "clone"
+    assert not same(begun, weights(still, folder(other)))
+
+
+def test_what_begins_without_a_clone_begins_untrained(still, encoder):
+    recipe = a_recipe(STILL)
+    fresh = policy_of(recipe.models[0], encoder, ("first stage", "bm25"), recipe.seed).state_dict()
+    for arm, untrained in (("refined only", True), ("clone", False), ("shuffled teacher", False)):
+        found = weights(still, folder(arm))
+        scorer = {name: value for name, value in found.items() if not name.startswith("first_stage")}
+        assert scorer
+        assert same(scorer, {name: fresh[name] for name in scorer}) == untrained, arm
+    assert not same(weights(still, folder("clone")), weights(still, folder("shuffled teacher")))
+
+
+def test_every_arm_after_the_clone_takes_as_many_steps_as_refinement(several):
+    refined = facts(several, "refined")
+    assert refined["steps"] == round(2 * refined["lists"] / 5) > 1
+    for arm in ("labels", "longer-clone", "random-reward", "labels-refined"):
+        for seed in ("", "-seed-1", "-seed-2"):
+            assert facts(several, arm + seed)["steps"] == refined["steps"], arm
+            assert not same(weights(several, arm + seed), weights(several, f"clone{seed}"))
+
+
+def recipe_with(controls):
+    return parse_recipe(f'name = "x"\ncontrols = {controls}\ndata = {{ train = "a", test = "b" }}\n', Path())
+
+
+@pytest.mark.parametrize(
+    "controls", ['"labels"', '"standard"', '"all"', "[]", '["labels refined"]', '["refined only"]']
+)
+def test_each_arm_comes_after_the_one_that_it_begins_with(controls):
+    recipe = recipe_with(controls)
+    names = [arm.name for arm in arms_of(recipe)]
+    assert {"clone", "refined"} <= set(names)
+    wanted = CONTROLS.get(recipe.controls, ()) if isinstance(recipe.controls, str) else recipe.controls
+    assert set(wanted) <= set(names)
+    assert len(names) == len(set(names))
+    for arm in arms_of(recipe):
+        assert arm.start is None or arm.start in names[: names.index(arm.name)], arm.name
+
+
+def test_every_arm_that_a_recipe_may_name_is_known():
+    assert {"clone", "refined", *CONTROLS["all"]} == set(ARMS_KNOWN)
+
+
+def test_refinement_is_held_against_every_control_and_what_is_corrupted_against_the_clone():
+    asked = questions(arms_of(recipe_with('"all"')))
+    assert len(asked) == len(set(asked))
+    by_group = {group: {a.name for a in ARMS_KNOWN.values() if a.group == group} for group in ("control", "corrupted")}
+    assert {other for arm, other in asked if arm == "refined"} == by_group["control"] | {"clone", "first stage"}
+    assert {(arm, other) for arm, other in asked if arm in by_group["corrupted"]} == {
+        (arm, "clone") for arm in by_group["corrupted"]
+    }
+    assert asked[0] == ("refined", "labels")
+    assert {("labels", "clone"), ("clone", "first stage")} <= set(asked)
+
+
+def test_nothing_is_asked_about_an_arm_that_is_not_there():
+    asked = questions(arms_of(recipe_with("[]")))
+    assert set(asked) == {("refined", "clone"), ("clone", "first stage"), ("refined", "first stage")}
+
+
+def test_the_legend_says_what_each_arm_of_the_recipe_is():
+    recipe = parse_recipe(
+        'name = "x"\ncontrols = "all"\ndata = { train = "a", test = "b" }\n'
+        '[refine]\nreward = { "nDCG@10" = 0.5, "AP" = 0.5 }\n[control]\nloss = "list_mle"\n',
+        Path(),
+    )
+    found = legend(recipe)
+    assert set(found) >= {"first stage", "teacher", *(arm.name for arm in arms_of(recipe))}
+    assert not any("{" in text for text in found.values())
+    assert found["labels"].endswith("through list_mle")
+    assert "nDCG@10 + AP" in found["refined"]
+
+
+def test_the_table_holds_the_answers_to_all_questions(several):
+    comparisons = facts_of_run(several, "table.json")["comparisons"]
+    answered = {(c["arm"], c["against"]) for c in comparisons if c["measure"] == "nDCG@10"}
+    assert answered >= set(questions(arms_of(a_recipe(SEVERAL))))
+    assert answered >= {("random reward", "clone"), ("refined", "longer clone"), ("refined", "labels refined")}
+
+
+def test_what_changed_is_told_of_the_refined_arm_also_where_another_one_s_name_ends_alike(several):
+    assert facts_of_run(several, "changes.json")["after"] == "refined"
+
+
+# Several seeds
+
+
+def test_each_seed_of_each_arm_has_its_run_and_learned_something_else(several):
+    for arm in ("clone", "labels", "refined", "longer-clone", "random-reward", "labels-refined"):
+        runs = [read_run(several / "runs" / f"{arm}{seed}.trec") for seed in ("", ".seed-1", ".seed-2")]
+        assert all(len(run.rankings) == 12 for run in runs)
+        assert len({str(run.rankings) for run in runs}) == 3, arm
+    assert not list((several / "runs").glob("first-stage.seed*"))
+    first, second = (weights(several, f"clone{seed}") for seed in ("", "-seed-1"))
+    assert not same(first, second)
+
+
+def test_the_table_means_over_seeds_and_tells_their_spread(several):
+    table = facts_of_run(several, "table.json")
+    assert {arm: n for arm, n in table["seeds"].items() if n != 3} == {
+        "first stage": 1,
+        "teacher search-engine-order": 1,
+    }
+    qrels = load_collection("semeval2016-cqa-questions#test", DATA).qrels
+    judge = pytrec_eval.RelevanceEvaluator({q: dict(g) for q, g in qrels.items()}, {"ndcg_cut.10"})
+    for arm in ("clone", "labels refined"):
+        means = []
+        for seed in ("", ".seed-1", ".seed-2"):
+            run = read_run(several / "runs" / f"{arm.replace(' ', '-')}{seed}.trec").scores
+            means.append(np.mean([v["ndcg_cut_10"] for v in judge.evaluate(run).values()]))
+        assert table["arms"][arm]["nDCG@10"]["mean"] == pytest.approx(np.mean(means), abs=1e-6)
+        assert table["arms"][arm]["nDCG@10"]["spread"] == pytest.approx(np.std(means, ddof=1), abs=1e-6)
+    assert table["arms"]["first stage"]["nDCG@10"]["spread"] is None
+    assert facts_of_run(several, "summary.json")["seeds"] == [5, 6, 7]
+
+
+def test_the_model_that_is_kept_is_the_seed_that_dev_prefers(several):
+    kept = load_policy(str(several / "model"))
+    seeds = ("refined", "refined-seed-1", "refined-seed-2")
+    measured = [facts(several, arm)["dev"] for arm in seeds]
+    assert len(set(measured)) > 1, measured
+    best = seeds[measured.index(max(measured))]
+    for arm in seeds:
+        assert same(dict(kept.state_dict()), weights(several, arm)) == (arm == best), (arm, measured)
+    assert kept.first_stage.active == facts(several, best)["first_stage"]
+
+
+def test_diagnosis_and_audit_are_of_the_first_seed_alone(several):
+    assert all("diagnosis" in facts(several, arm) for arm in ("clone", "refined", "random-reward"))
+    for arm in ("clone-seed-1", "refined-seed-1", "refined-seed-2"):
+        assert not {"diagnosis", "audit"} & facts(several, arm).keys(), arm
+    found = facts_of_run(several, "diagnosis.json")["arms"]
+    assert found["refined"] == facts(several, "refined")["diagnosis"]
+
+
+def test_a_run_that_is_interrupted_in_its_second_seed_resumes_to_the_same(several, warm, tmp_path):
+    out, calls, original = tmp_path / "torn", [], Clone.run
+
+    def killed_in_the_fifth(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:  # clone, labels, longer clone; clone and labels of the second seed
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as kill:
+        kill.setattr(Clone, "run", killed_in_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            warm(SEVERAL, out)
+    assert (out / "arms" / "clone-seed-1").is_dir()
+    assert not (out / "arms" / "labels-seed-1").exists()
+    assert set(facts_of_run(out, "table.json")["seeds"].values()) == {1}, "what the first seed found is on disk"
+    warm(SEVERAL, out, resume=True)
+    assert without_times(out / "table.json") == without_times(several / "table.json")
+    for arm in (path.name for path in (several / "arms").iterdir()):
+        assert same(weights(out, arm), weights(several, arm)), arm
+    assert same(
+        dict(load_policy(str(out / "model")).state_dict()), dict(load_policy(str(several / "model")).state_dict())
+    )
+    assert facts_of_run(out, "calibration.json") == facts_of_run(several, "calibration.json")
+
+
+# Judged candidates
+
+
+def test_judged_candidates_are_exactly_the_judged_documents_in_the_order_of_the_retriever(still):
+    collection = load_collection("semeval2016-cqa-questions#test", DATA)
+    first = read_run(still / "runs" / "first-stage.trec")
+    assert len(first.rankings) == 12
+    for query_id, ranking in first.rankings.items():
+        assert {d for d, _ in ranking} == set(collection.qrels[query_id])
+    bm25 = BM25.build(collection.documents, language="english")
+    for query_id, ranking in list(first.rankings.items())[:3]:
+        scores = bm25.score(collection.queries[query_id], [d for d, _ in ranking])
+        assert scores == sorted(scores, reverse=True)
+        assert scores == pytest.approx([score for _, score in ranking], abs=1e-4)
+
+
+def test_every_arm_ranks_the_judged_candidates(still):
+    first = read_run(still / "runs" / "first-stage.trec")
+    paths = list((still / "runs").glob("*.trec"))
+    assert len(paths) >= 2 + len(ARMS_KNOWN)
+    for path in paths:
+        run = read_run(path)
+        assert all(sorted(run.doc_ids(q)) == sorted(first.doc_ids(q)) for q in first.rankings), path.name
+
+
+def test_judged_candidates_count_the_queries_and_documents_that_take_no_part(tmp_path):
+    queries = [f"q{i}" for i in range(8)]
+    pairs = [(q, d) for q in queries for d in ("d1", "d2")]
+    small(tmp_path, train_qrels=[*pairs[:-2], ("q7", "nowhere"), ("q6", "nowhere")], test_qrels=[("t", "d1")])
+    recipe = parse_recipe(
+        'name = "x"\nretrieval = { retrievers = ["bm25"] }\nteacher = { kind = "judged" }\n'
+        'data = { train = { beir = "beir", split = "train", candidates = "judged" }, test = "beir#test" }\n',
+        tmp_path,
+    )
+    (tmp_path / "out").mkdir()
+    work = Workspace(recipe, tmp_path / "out", False, Log())
+    lists = prepare(work, None)
+    judged = [c for part in (*lists.train, *lists.held_out) for c in part.lists]
+    assert sorted(c.query_id for c in judged) == queries[:-1]
+    assert {c.doc_ids for c in judged} <= {("d1", "d2"), ("d2", "d1")}
+    said = " ".join(work.notes)
+    assert "1 queries of" in said
+    assert "have no judged document and were left out" in said
+    assert "judged documents are not in" in said
+
+
+# Probabilities
+
+
+def test_the_calibration_is_written_and_the_saved_model_gives_its_probabilities(finished):
+    (found,) = facts_of_run(finished, "calibration.json").values()
+    assert found["kind"] == "affine"
+    assert found["a"] > 0
+    assert 0 <= found["ece"] <= 1
+    assert sum(b["count"] for b in found["bins"]) == found["n"]
+    reranker = Reranker.from_pretrained(finished / "model")
+    assert (reranker.policy.calibration.a, reranker.policy.calibration.b) == (found["a"], found["b"])
+    collection = load_collection("semeval2016-cqa-questions#test", DATA)
+    run = read_run(finished / "runs" / "first-stage.trec")
+    query_id = next(iter(run.rankings))
+    texts = [collection.documents[d] for d in run.doc_ids(query_id)]
+    hits = reranker.rank(collection.queries[query_id], texts, probabilities=True)
+    assert [hit.index for hit in hits] == [hit.index for hit in reranker.rank(collection.queries[query_id], texts)]
+    plain = reranker.policy.calibration.plain or reranker.policy.calibration
+    wanted = [1 / (1 + np.exp(-(plain.a * hit.score + plain.b))) for hit in hits]
+    assert [hit.probability for hit in hits] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_without_calibration_the_file_is_empty_and_the_model_has_none(still):
+    assert facts_of_run(still, "calibration.json") == {}
+    reranker = Reranker.from_pretrained(still / "model")
+    assert reranker.policy.calibration is None
+    with pytest.raises(InputError, match="not calibrated"):
+        reranker.rank("a query", ["a text"], probabilities=True)
+
+
+# What else is told
+
+
+def test_the_summary_holds_audit_and_groups_and_the_diagnosis_every_arm(still):
+    summary = facts_of_run(still, "summary.json")
+    (audited,) = summary["audit"].values()
+    assert audited["reward"] == "nDCG@10"
+    assert 0 <= audited["greedy"] <= audited["ideal"] <= 1
+    assert summary["groups"] == {arm.name: arm.group for arm in ARMS_KNOWN.values()}
+    diagnosis = facts_of_run(still, "diagnosis.json")["arms"]
+    assert set(diagnosis) == set(ARMS_KNOWN)
+    for arm, found in diagnosis.items():
+        assert (found["kl"] is None) == (ARMS_KNOWN[arm].start is None), arm
+    assert diagnosis["refined"]["weights_changed"]["tolerances"]["0"] == 0, "no step was taken"
+    assert diagnosis["clone"]["weights_changed"]["tolerances"]["0"] > 0
+    assert diagnosis["refined"]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_report_shows_every_arm_with_what_it_is(still):
+    page = html.unescape((still / "report.html").read_text(encoding="utf8"))
+    for arm, meaning in facts_of_run(still, "summary.json")["legend"].items():
+        if arm in facts_of_run(still, "table.json")["arms"]:
+            assert arm in page
+            assert meaning in page, arm
 
 
 # The same folder again
@@ -178,20 +544,27 @@ def test_an_occupied_folder_is_refused_and_left_as_it_was(finished):
 def test_resuming_a_finished_run_trains_nothing_and_gives_the_same_table(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "again")
     steps = (out / "metrics.jsonl").read_text(encoding="utf8")
-    (out / "table.json").unlink()
+    before = facts_of_run(finished, "summary.json")
+    for name in ("table.json", "diagnosis.json", "calibration.json", "summary.json"):
+        (out / name).unlink()
     train(a_recipe(), out, resume=True)
     assert without_times(out / "table.json") == without_times(finished / "table.json")
     assert (out / "metrics.jsonl").read_text(encoding="utf8") == steps
+    assert facts_of_run(out, "diagnosis.json") == facts_of_run(finished, "diagnosis.json")
+    assert facts_of_run(out, "calibration.json") == facts_of_run(finished, "calibration.json")
+    after = facts_of_run(out, "summary.json")
+    assert after["notes"], "with so little training there is always something to be said"
+    assert sorted(after["notes"]) == sorted(before["notes"])
+    assert (after["audit"], after["groups"]) == (before["audit"], before["groups"])
 
 
 @pytest.mark.parametrize("interrupted", ["in the second arm", "between arms"])
 def test_an_interrupted_run_resumes_to_the_same_weights_and_table(interrupted, finished, tmp_path, monkeypatch):
-    import rerank.experiment.arms as arms
-    from rerank.training.clone import Clone
+    import rerank.experiment.training as training
 
     out, calls = tmp_path / "torn", []
     with monkeypatch.context() as kill:
-        owner, name = (Clone, "run") if interrupted == "in the second arm" else (arms, "rerank_lists")
+        owner, name = (Clone, "run") if interrupted == "in the second arm" else (training, "rerank_lists")
         original = getattr(owner, name)
 
         def second_time_lucky(*args, **kwargs):
@@ -363,8 +736,6 @@ def test_a_run_is_not_resumed_on_other_data(finished, tmp_path):
 
 
 def test_a_line_of_metrics_that_a_kill_left_unfinished_is_cut_off(tmp_path):
-    from rerank.training.log import Log
-
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"ste', encoding="utf8")
     log = Log(path)

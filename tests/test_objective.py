@@ -62,6 +62,14 @@ def list_net_by_hand(s, ranks, values):
     return -sum(t / sum(targets) * math.log(c / sum(chances)) for t, c in zip(targets, chances, strict=True))
 
 
+def softmax_by_hand(s, ranks, values):
+    kept = ordered_of(ranks)
+    if len(kept) < 2:
+        return 0.0
+    total, normaliser = sum(values[i] for i in kept), sum(math.exp(s[i]) for i in kept)
+    return -sum(values[i] / total * math.log(math.exp(s[i]) / normaliser) for i in kept)
+
+
 def margin_mse_by_hand(s, ranks, values):
     pairs = [(s[i] - s[j] - (values[i] - values[j])) ** 2 for i, j in combinations(ordered_of(ranks), 2)]
     return sum(pairs) / max(len(pairs), 1)
@@ -86,6 +94,7 @@ BY_HAND = {
     "list_net": list_net_by_hand,
     "margin_mse": margin_mse_by_hand,
     "lambda_rank": lambda_rank_by_hand,
+    "softmax": softmax_by_hand,
 }
 
 

@@ -28,10 +28,26 @@ def test_every_name_that_the_readme_imports_exists(code):
 def test_the_recipe_of_the_readme_is_a_recipe(tmp_path):
     from rerank.recipe import parse_recipe
 
-    (text,) = blocks("toml")
+    text, *fragments = blocks("toml")
     recipe = parse_recipe(text, tmp_path)
     assert recipe.name == "my-search"
     assert len([line for line in text.splitlines() if line.strip()]) < 30
+    for fragment in fragments:  # keys that go in front of the tables
+        assert parse_recipe(fragment + text, tmp_path) != recipe
+
+
+def test_the_recipe_of_the_rewards_page_is_a_refinement(tmp_path):
+    from rerank.composition import reward_of
+    from rerank.recipe import parse_recipe
+
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    whole = 'name = "x"\n[data]\ntrain = "a"\ntest = "b"\n' + text
+    refine = parse_recipe(whole, tmp_path)
+    assert reward_of(refine.refine_of(refine.models[0])).name == "AP"
+    mixed = whole.replace('reward = "AP(rel=2)"', "").replace('# reward = { "nDCG@10"', 'reward = { "nDCG@10"')
+    mixture = parse_recipe(mixed, tmp_path)
+    assert reward_of(mixture.refine_of(mixture.models[0])).name == "0.7 nDCG@10 + 0.3 RR@10"
 
 
 def test_the_teacher_of_the_readme_keeps_the_contract():

@@ -8,7 +8,8 @@ import pytest
 
 from rerank.errors import InputError, NotFound, RecipeError
 from rerank.evaluation.measures import parse_measure
-from rerank.recipe import Model, load_recipe, parse_recipe
+from rerank.objective.sampled import ESTIMATORS
+from rerank.recipe import CONTROLS, Model, load_recipe, parse_recipe
 from rerank.training.loop import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +183,92 @@ def test_whole_numbers_are_taken_for_real_ones():
     assert parse("[clone]\nepochs = 2\n").clone_of(Model()).epochs == 2.0
 
 
+# Controls, seeds, calibration, candidates
+
+
+def top(line):
+    return parse(text=f"{line}\n{SMALLEST}")
+
+
+@pytest.mark.parametrize("controls", ["labels", "standard", "all"])
+def test_controls_may_be_a_set_by_its_name(controls):
+    assert top(f'controls = "{controls}"').controls == controls
+
+
+def test_a_larger_set_of_controls_holds_the_smaller():
+    assert set(CONTROLS["labels"]) < set(CONTROLS["standard"]) < set(CONTROLS["all"])
+
+
+def test_controls_may_be_a_list_of_arms_and_the_default_is_the_labels():
+    assert parse().controls == "labels"
+    assert top('controls = ["longer clone", "refined grpo"]').controls == ("longer clone", "refined grpo")
+    assert top("controls = []").controls == ()
+    assert top(f"controls = {list(CONTROLS['all'])}").controls == CONTROLS["all"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('controls = "standart"', "controls = 'standart' is not known; did you mean 'standard'? (known: all, labels"),
+        ('controls = ["longer clones"]', "there is no arm 'longer clones'; did you mean 'longer clone'?"),
+        ('controls = ["labels", "random rewards"]', "there is no arm 'random rewards'; did you mean 'random reward'?"),
+        ('controls = ["clone"]', "there is no arm 'clone'"),
+        ("controls = 3", "controls must be a list, not 3"),
+        ("controls = [3]", "controls[0] = 3 must be a str"),
+        ("seeds = 0", "seeds = 0 must be at least 1"),
+        ("seeds = -2", "seeds = -2 must be at least 1"),
+        ("seeds = 2.0", "seeds = 2.0 must be a int"),
+        ("seeds = [1, 2]", "seeds = [1, 2] must be a int"),
+        ('seed = "x"', "seed = 'x' must be a int"),
+        ('calibrate = "affine"', "[calibrate] must be a table, not 'affine'"),
+    ],
+)
+def test_wrong_controls_seeds_and_calibration_are_named(line, says):
+    assert says in refused(text=f"{line}\n{SMALLEST}")
+
+
+def test_seeds_and_calibration_are_taken_as_given():
+    assert (parse().seeds, parse().calibrate.kind, parse().calibrate.level) == (1, "affine", 1)
+    recipe = top("seeds = 3\ncalibrate = { kind = 'isotonic', level = 2 }")
+    assert (recipe.seeds, recipe.calibrate.kind, recipe.calibrate.level) == (3, "isotonic", 2)
+    assert parse("[calibrate]\nkind = 'none'\n").calibrate.kind == "none"
+
+
+def with_test_source(table):
+    return f'name = "x"\n[data]\ntrain = "a"\ntest = {table}\n'
+
+
+def test_candidates_are_retrieved_unless_the_source_says_judged():
+    assert parse().data.test.candidates == "retrieved"
+    source = parse(text=with_test_source('{ collection = "b", candidates = "judged" }')).data.test
+    assert (source.collection, source.candidates) == ("b", "judged")
+    source = parse(text=with_test_source('{ beir = "b", split = "test", candidates = "judged" }')).data.test
+    assert (source.collection, source.candidates) == ({"beir": "b", "split": "test"}, "judged")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ('{ collection = "b", candidates = "all" }', "candidates = 'all' is not one of 'retrieved', 'judged'"),
+        ('{ collection = "b", candidates = true }', "candidates = True is not one of"),
+        ('{ collection = "b", candidates = "judged", run = "r.trec" }', "takes no run; drop run = 'r.trec'"),
+    ],
+)
+def test_wrong_candidates_are_named(table, says):
+    assert says in refused(text=with_test_source(table))
+
+
+def test_a_band_an_anchor_and_a_mixture_are_taken_as_given():
+    refine = parse("[refine]\nband = [0, 1]\nanchor = 'auto'\nreward = { 'nDCG@10' = 1, AP = 2 }\n").refine_of(Model())
+    assert (refine.band, refine.anchor, refine.reward) == ((0.0, 1.0), "auto", {"nDCG@10": 1, "AP": 2})
+    assert parse("[refine]\nanchor = 1\n").refine_of(Model()).anchor == 1.0
+
+
+@pytest.mark.parametrize("estimator", ["auto", "exact", *ESTIMATORS])
+def test_every_estimator_may_be_named(estimator):
+    assert parse(f"[refine]\nestimator = '{estimator}'\n").refine_of(Model()).estimator == estimator
+
+
 # What is refused
 
 
@@ -226,8 +313,39 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(extra, key, hint):
         ("[clone]\nloss = 'ranknet'\n", "did you mean 'rank_net'?"),
         ("[clone]\nlist_size = 1\n", "list_size must be at least 2"),
         ("[clone]\nlists_per_step = 0\n", "lists_per_step must be at least 1"),
-        ("[refine]\nanchor = -1\n", "anchor must be at least 0"),
-        ("[refine]\nestimator = 'grpo'\n", "refine.estimator = 'grpo' is not one of"),
+        ("[refine]\nanchor = -1\n", "anchor must be 'auto' or at least 0, not -1"),
+        ("[refine]\nanchor = 'atuo'\n", "refine.anchor = 'atuo' must be a float; or else: "),
+        ("[refine]\nanchor = 'atuo'\n", "refine.anchor = 'atuo' is not one of 'auto'"),
+        ("[refine]\nestimator = 'grop'\n", "did you mean 'grpo'?"),
+        ("[refine]\nestimator = 3\n", "refine.estimator = 3 must be a str"),
+        ("[refine]\nutility = 'logg'\n", "utility"),
+        ("[refine]\nreward = 3\n", "refine.reward = 3 must be a str; or else: refine.reward must be a table, not 3"),
+        ("[refine]\nband = 0.5\n", "refine.band must be a list, not 0.5"),
+        ("[refine]\nband = ['low', 0.5]\n", "refine.band[0] = 'low' must be a float"),
+        ("[refine]\nband = [0.5]\n", "band must be two shares, low below high, such as [0.1, 0.98], not [0.5]"),
+        ("[refine]\nband = [0.9, 0.1]\n", "band must be two shares"),
+        ("[refine]\nband = [0.1, 2]\n", "band must be two shares"),
+        ("[refine]\nsamples = 1\n", "samples must be at least 2, not 1"),
+        ("[refine]\nsamples = 2.5\n", "refine.samples = 2.5 must be a int"),
+        ("[refine]\nlist_clip = 0\n", "list_clip must be greater than 0"),
+        ("[refine]\ntemperature = 0\n", "temperature must be greater than 0"),
+        ("[refine]\ngain = 'square'\n", "refine.gain = 'square' is not one of 'linear', 'exponential'"),
+        ("[refine]\nideal = 'all'\n", "refine.ideal = 'all' is not one of 'candidates', 'judged'"),
+        ("[refine]\nfit_first_stage = 1\n", "refine.fit_first_stage = 1 must be a bool"),
+        ("[clone]\nunranked = 'first'\n", "clone.unranked = 'first' is not one of 'ignore', 'last'"),
+        ("[clone]\nentropy = 0\n", "entropy must be greater than 0 nats"),
+        ("[clone]\npatience = 0\n", "patience must be at least 1 evaluation"),
+        ("[clone]\nminutes = 0\n", "minutes must be greater than 0"),
+        ("[clone]\nminutes = 'five'\n", "clone.minutes = 'five' must be a float"),
+        ("[clone]\nentropy_floor = -1\n", "entropy_floor must be at least 0"),
+        ("[clone]\ncalibration = nan\n", "calibration must be at least 0"),
+        ("[clone]\nreset_reference = -5\n", "reset_reference must be at least 0"),
+        ("[clone]\nkeep_entropy = 'yes'\n", "clone.keep_entropy = 'yes' must be a bool"),
+        ("[calibrate]\nkind = 'platt'\n", "calibrate.kind = 'platt' is not one of 'affine', 'isotonic', 'none'"),
+        ("[calibrate]\nlevel = 0\n", "calibrate.level = 0 must be at least 1"),
+        ("[calibrate]\nlevel = 1.5\n", "calibrate.level = 1.5 must be a int"),
+        ("[calibrate]\nlevels = 1\n", "unknown key 'calibrate.levels'; did you mean 'level'?"),
+        ("calibrate = 'affine'\n", "unknown key 'data.calibrate'"),
         ("[refine]\nlearning_rate = nan\n", "learning_rate must be greater than 0"),
         ("[evaluation]\nmeasures = ['NDGC@10']\n", "nDCG"),
         ("[evaluation]\nmeasures = ['nDCG@0']\n", "nDCG@0"),

@@ -16,14 +16,19 @@ from rerank.errors import InputError, TrainingError
 from rerank.lists import batch_of, mask_of
 from rerank.models.loading import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
+from rerank.objective.expected import expected_reward
+from rerank.objective.sampled import ESTIMATORS
+from rerank.objective.utility import utility_named
 from rerank.randomness import generator
-from rerank.rewards import FunctionReward, ndcg
+from rerank.rewards import FunctionReward, headroom, kendall, minimum, mixture, ndcg, reciprocal_rank
+from rerank.rewards import with_labels as under_labels
 from rerank.training import loop
-from rerank.training.anchoring import automatic_temperature
+from rerank.training.anchoring import Anchoring, automatic_temperature
+from rerank.training.audit import audit, in_band
 from rerank.training.clone import Clone
 from rerank.training.log import Log
 from rerank.training.loop import Context, Dev, Schedule, fit, sublist
-from rerank.training.refine import Refine, has_headroom, relevant_first
+from rerank.training.refine import Refine, _Reinforcement, has_headroom, relevant_first
 from rerank.types import CandidateList, Ordering
 
 N = 6
@@ -74,6 +79,38 @@ def mean_reward(policy, lists, reward):
     return float(reward(plackett_luce.best(scores, mask_of(lists))[:, None], batch_of(lists)).mean())
 
 
+class Table(torch.nn.Module):
+    """A scorer with a score of its own for each document, that counts its calls: what it learns of one list says
+    nothing of another."""
+
+    def __init__(self, lists):
+        super().__init__()
+        self.place = {d: i for i, d in enumerate(d for c in lists for d in c.doc_ids)}
+        start = [-0.5 * i for c in lists for i in range(len(c))]
+        self.score = torch.nn.Parameter(torch.tensor(start))
+        self.calls = 0
+
+    def encode(self, lists):
+        return [d for c in lists for d in c.doc_ids]
+
+    def logits(self, items):
+        self.calls += 1
+        return self.score[torch.tensor([self.place[d] for d in items])]
+
+    def body(self):
+        return []
+
+
+def tabled(lists, first_stage=None):
+    """A policy over a table of scores in first-stage order."""
+    return ScorePolicy(Table(lists), None if first_stage is None else FirstStageWeights({"bm25": first_stage}))
+
+
+def expected_under(policy, lists, reward):
+    with torch.no_grad():
+        return expected_reward(policy.all_views(lists)[0], reward, batch_of(lists))
+
+
 @pytest.fixture(scope="module")
 def fresh(tiny_bert):
     """A policy over a random cross-encoder with dropout and a small head."""
@@ -122,7 +159,7 @@ def records(path):
 # What the stages learn
 
 
-@pytest.mark.parametrize("loss", ["rank_net", "list_mle", "list_net", "margin_mse", "lambda_rank"])
+@pytest.mark.parametrize("loss", ["rank_net", "list_mle", "list_net", "margin_mse", "lambda_rank", "softmax"])
 def test_a_tiny_model_learns_the_orderings_of_eight_lists_by_heart(loss, calm):
     lists = made_lists()
     orderings = [ordering_of(c) for c in lists]
@@ -167,7 +204,20 @@ def test_the_expected_reward_in_the_log_is_what_the_utility_is_taken_of(biased, 
         assert len(steps) == 3
         for record in steps:
             assert record["loss"] == pytest.approx(-of(record["expected"]), rel=1e-4)
-        assert steps[0]["kl"] == pytest.approx(0.0, abs=1e-5), "the first step starts at the clone"
+            assert "kl" not in record, "without an anchor there is no reference to be away from"
+
+
+def test_an_anchored_loss_in_the_log_is_the_utility_and_its_share_of_the_kl(biased, tmp_path):
+    lists, clone = biased
+    log = Log(tmp_path / "metrics.jsonl")
+    settings = Refine(steps=4, anchor=0.5, **{**FAST, "lists_per_step": 1})
+    settings.run(copy.deepcopy(clone), lists, ndcg(10), Context("refine", log=log))
+    log.close()
+    steps = [r for r in records(tmp_path / "metrics.jsonl") if "loss" in r]
+    assert steps[0]["kl"] == pytest.approx(0.0, abs=1e-5), "the first step starts at the clone"
+    assert steps[-1]["kl"] > 1e-4
+    for record in steps:
+        assert record["loss"] == pytest.approx(-math.log(record["expected"]) + 0.5 * record["kl"], rel=1e-4)
 
 
 def test_the_anchor_keeps_the_policy_nearer_to_its_clone(biased):
@@ -292,14 +342,206 @@ def test_a_function_may_reward_lists_without_labels(calm):
 
 def test_an_exact_gradient_of_a_plain_function_is_refused(calm):
     reward = FunctionReward(first_is_relevant, "mine")
-    with pytest.raises(InputError, match="needs a factorised reward; mine is not one: use 'rloo'"):
-        Refine(steps=1, estimator="exact").run(calm, made_lists(), reward, Context("refine"))
+    for unknown, name in ((reward, "mine"), (mixture({ndcg(3): 1.0, reward: 1.0}), "mine")):
+        with pytest.raises(InputError, match=f"the expectation of .*{name} is not known: give a sampled .* as rloo"):
+            Refine(steps=1, estimator="exact").run(calm, made_lists(), unknown, Context("refine"))
 
 
 def test_relevant_candidates_come_first_by_grade():
     (one,) = made_lists(1)
     assert relevant_first(with_labels(one, (0, 1, 0, 2, -1, 1))) == [3, 1, 5]
     assert relevant_first(with_labels(one, None)) == []
+
+
+# Estimators and rewards
+
+QUICK = {"head_learning_rate": 0.05, "evaluations": 1, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 100.0}
+
+
+@pytest.mark.parametrize("estimator", ["auto", "exact", *ESTIMATORS])
+def test_every_estimator_raises_the_expected_reward(estimator):
+    lists = made_lists()
+    policy = tabled(lists)
+    before = expected_under(policy, lists, ndcg(3))
+    settings = Refine(steps=50, estimator=estimator, temperature=1.0, anchor=0.0, samples=8, **QUICK)
+    report = settings.run(policy, lists, ndcg(3), Context("refine"))
+    after = expected_under(policy, lists, ndcg(3))
+    assert after.mean() > before.mean() + 0.2
+    assert (after > before).all()
+    exact = estimator in ("auto", "exact")
+    assert (report["estimator"], report["utility"]) == (("exact", "log") if exact else (estimator, "linear"))
+
+
+@pytest.mark.parametrize("utility", ["log", "linear", "power:0.5", "pass@4"])
+def test_every_utility_is_taken_as_it_is_given(utility):
+    lists = made_lists()
+    policy = tabled(lists)
+    settings = Refine(steps=20, utility=utility, temperature=1.0, anchor=0.0, **QUICK)
+    assert settings.run(policy, lists, ndcg(3), Context("refine"))["utility"] == utility
+    assert expected_under(policy, lists, ndcg(3)).mean() > expected_under(tabled(lists), lists, ndcg(3)).mean() + 0.1
+
+
+def test_grpo_says_what_it_does_to_rare_luck_and_no_other_estimator_does(caplog):
+    lists = made_lists()
+    for estimator in ("exact", *ESTIMATORS):
+        caplog.clear()
+        with caplog.at_level("INFO", "rerank.training"):
+            Refine(steps=1, estimator=estimator, **QUICK).run(tabled(lists), lists, ndcg(3), Context("refine"))
+        assert ("note: grpo divides by the deviation" in caplog.text) == (estimator == "grpo")
+
+
+def grades_of_a_second_judge(lists):
+    return {c.query_id: {c.doc_ids[-1]: 2, c.doc_ids[-2]: 1} for c in lists}
+
+
+NEW_REWARDS = {
+    "mixture": lambda lists: mixture({ndcg(3): 0.8, reciprocal_rank(5): 0.2}),
+    "minimum": lambda lists: minimum([ndcg(3), under_labels(ndcg(3), grades_of_a_second_judge(lists))]),
+    "with_labels": lambda lists: under_labels(ndcg(3), grades_of_a_second_judge(lists)),
+    "kendall": lambda lists: kendall([ordering_of(c, shift=3) for c in lists]),
+    "headroom": lambda lists: headroom(ndcg(3)),
+    "mixture with kendall": lambda lists: mixture({ndcg(3): 0.5, kendall([ordering_of(c) for c in lists]): 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", list(NEW_REWARDS))
+def test_combined_rewards_are_refined_through_their_exact_expectation(name):
+    lists = made_lists()
+    policy, reward = tabled(lists), NEW_REWARDS[name](lists)
+    before = expected_under(policy, lists, reward)
+    report = Refine(steps=50, temperature=1.0, anchor=0.0, **QUICK).run(policy, lists, reward, Context("refine"))
+    after = expected_under(policy, lists, reward)
+    assert report["estimator"] == "exact"
+    assert report["utility"] == ("linear" if name == "headroom" else "log")
+    assert after.mean() > before.mean() + 0.15
+    assert (after > before).all()
+
+
+@pytest.mark.parametrize("name", ["with_labels", "kendall"])
+def test_rewards_that_do_not_look_at_the_lists_labels_need_none(name):
+    lists = [with_labels(c, None) for c in made_lists()]
+    policy, reward = tabled(lists), NEW_REWARDS[name](lists)
+    before = expected_under(policy, lists, reward)
+    report = Refine(steps=50, temperature=1.0, anchor=0.0, **QUICK).run(policy, lists, reward, Context("refine"))
+    assert (report["lists"], report["lists_without_headroom"]) == (8, 0)
+    assert (expected_under(policy, lists, reward) > before).all()
+
+
+@pytest.mark.parametrize("estimator", ["auto", "rloo"])
+def test_rewards_that_can_be_negative_get_linear_utility_and_refuse_any_other(estimator):
+    lists, reward = made_lists(), headroom(ndcg(3))
+    for utility in ("log", "power:0.5", "pass@2"):
+        with pytest.raises(InputError, match=r"headroom\(nDCG@3\) can be negative: only utility 'linear'"):
+            Refine(steps=1, utility=utility, estimator=estimator).run(tabled(lists), lists, reward, Context("refine"))
+    for utility in ("auto", "linear"):
+        settings = Refine(steps=1, utility=utility, estimator=estimator, **QUICK)
+        assert settings.run(tabled(lists), lists, reward, Context("refine"))["utility"] == "linear"
+
+
+def test_a_function_that_returns_no_number_is_an_input_error(caplog):
+    lists = made_lists()
+    for found, message in ((math.nan, "not a finite number|nan"), ("much", "much")):
+        reward = FunctionReward(lambda doc_ids, candidates, found=found: found, "mine")
+        with pytest.raises(InputError, match=message):
+            Refine(steps=1, **QUICK).run(tabled(lists), lists, reward, Context("refine"))
+
+
+# The band
+
+
+def test_the_band_keeps_the_lists_that_the_audit_puts_into_it_and_no_other_moves():
+    lists = [*made_lists(), with_labels(made_lists(9)[8], (0,) * N)]
+    start = tabled(lists)
+    usable = [c for c in lists if has_headroom(c)]
+    band = (0.4, 0.85)
+    kept = {usable[i].query_id for i in in_band(audit(start, usable, ndcg(3)), *band)}
+    assert 0 < len(kept) < len(usable)
+    policy = copy.deepcopy(start)
+    settings = Refine(steps=4, band=band, anchor=0.0, **QUICK)
+    report = settings.run(policy, lists, ndcg(3), Context("refine"))
+    assert report["lists"] == len(kept)
+    assert report["lists_out_of_band"] == len(usable) - len(kept)
+    assert report["lists_without_headroom"] == 1
+    moved = {
+        c.query_id for c in lists if not torch.equal(policy.all_views([c]).detach(), start.all_views([c]).detach())
+    }
+    assert moved == kept
+
+
+def test_a_band_without_a_list_is_refused_and_no_band_keeps_all():
+    lists = [with_labels(c, (2, 1, 0, 0, 0, 0)) for c in made_lists()]
+    with pytest.raises(InputError, match=r"band = \[0.1, 0.9\] keeps none of 8 lists: widen it"):
+        Refine(steps=1, band=(0.1, 0.9)).run(tabled(lists), lists, ndcg(3), Context("refine"))
+    report = Refine(steps=1, **QUICK).run(tabled(lists), lists, ndcg(3), Context("refine"))
+    assert (report["lists"], report["lists_out_of_band"]) == (8, 0)
+
+
+# What a step computes
+
+
+def reinforcement(lists, **settings):
+    refine = Refine(**{"estimator": "rloo", "anchor": 0.0, "temperature": 0.5, "samples": 6, **settings})
+    anchoring = Anchoring(tabled(lists), lists, refine, Context("refine"), True, temperature=refine.temperature)
+    return _Reinforcement(refine, ndcg(3), refine.estimator, refine.utility, anchoring)
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize("utility", ["linear", "log", "pass@4"])
+def test_a_sampled_step_has_the_value_of_the_utility_and_the_gradient_of_the_estimate(estimator, utility):
+    lists = [c.subset(range(size)) for c, size in zip(made_lists(4), (6, 4, 5, 6), strict=True)]
+    batch = batch_of(lists)
+    objective = reinforcement(lists, estimator=estimator, utility=utility, list_clip=1e9)
+    scores = tabled(lists).all_views(lists)[0].detach().requires_grad_()
+    losses, facts = objective(scores, batch, 0, 17)
+    (gradient,) = torch.autograd.grad(losses.sum(), scores)
+    found = ESTIMATORS[estimator](scores.detach() / 0.5, ndcg(3), batch, 6, generator(17))
+    value = found.value.clone().requires_grad_()
+    utilities = utility_named(utility)(value)
+    (slope,) = torch.autograd.grad(utilities.sum(), value)
+    assert torch.allclose(losses.detach(), -utilities.detach(), atol=1e-6)
+    assert torch.allclose(gradient, -slope[:, None] * found.gradient / 0.5, atol=1e-6)
+    assert gradient.abs().sum() > 0.1 and not gradient[~batch.mask].any()
+    assert facts["expected"] == pytest.approx(float(found.value.mean()))
+
+
+def test_a_sampled_gradient_of_a_list_is_cut_to_so_many_times_the_median():
+    lists = made_lists(7)
+    batch = batch_of(lists)
+
+    def norms(clip):
+        scores = tabled(lists).all_views(lists)[0].detach()
+        scores[0] *= 0.01  # a list without any preference has by far the largest gradient
+        scores[1:] *= 4.0
+        scores.requires_grad_()
+        losses, _ = reinforcement(lists, samples=64, utility="linear", list_clip=clip)(scores, batch, 0, 3)
+        return torch.autograd.grad(losses.sum(), scores)[0].norm(dim=-1)
+
+    free, cut = norms(1e9), norms(2.0)
+    limit = 2.0 * free[free > 0].quantile(0.5)
+    assert (free > limit).any()
+    assert cut.tolist() == pytest.approx(free.clamp(max=limit).tolist(), rel=1e-4)
+
+
+def test_a_step_of_refinement_scores_its_lists_as_often_as_a_step_of_cloning():
+    lists = made_lists()
+    orderings = [ordering_of(c) for c in lists]
+
+    def calls(stage, steps, **settings):
+        policy = tabled(lists, first_stage=1.0)
+        settings = {"steps": steps, "fit_first_stage": False, "lists_per_step": 3, **QUICK, **settings}
+        made = Clone(**settings) if stage == "clone" else Refine(**settings)
+        made.run(policy, lists, orderings if stage == "clone" else ndcg(3), Context(stage))
+        return policy.scorer.calls
+
+    def a_step(stage, **settings):
+        return (calls(stage, 7, **settings) - calls(stage, 2, **settings)) / 5
+
+    cloned = a_step("clone")
+    assert cloned == 1
+    for estimator in ("exact", "rloo", "pl_rank_rb"):
+        assert a_step("refine", anchor=0.0, estimator=estimator) == cloned
+    # An anchor asks the reference, which is a policy of its own: the trained one is still scored once.
+    assert a_step("refine", anchor=1.0) == a_step("clone", anchor=1.0) == cloned
 
 
 # Temperature
@@ -483,6 +725,13 @@ KINDS = {
     "refine exact": refine_stage(ndcg(10)),
     "refine rloo": refine_stage(ndcg(10), estimator="rloo"),
     "refine function": refine_stage(FunctionReward(first_is_relevant)),
+    "refine with a moving reference and temperature": refine_stage(
+        ndcg(10), anchor=0.5, reset_reference=3, keep_entropy=True, entropy_floor=1.0, calibration=0.1
+    ),
+    "clone with first-stage scores and an anchor": lambda policy, lists, context: Clone(
+        steps=10, anchor=5.0, keep_entropy=True, **{**FAST, "evaluations": 5}
+    ).run(policy, lists, [ordering_of(c) for c in lists], context),
+    "refine with first-stage scores and no clone before": refine_stage(ndcg(10), fit_first_stage=True, anchor=0.5),
 }
 
 
@@ -522,6 +771,101 @@ def test_a_stage_repeats_to_the_bit_and_another_seed_gives_other_weights(policy)
         made.append(one.state_dict())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
     assert not all(torch.equal(made[0][name], made[2][name]) for name in made[0])
+
+
+class Scripted:
+    """A dev reward that is worth one given number after the other, and remembers the weights it was asked about."""
+
+    def __init__(self, policy, values):
+        self.policy, self.values, self.seen = policy, iter(values), []
+
+    def __call__(self, rankings, lists):
+        self.seen.append({name: p.clone() for name, p in self.policy.state_dict().items()})
+        return torch.full(rankings.shape[:2], next(self.values))
+
+
+def patient(policy, lists, values, patience, log=None, **settings):
+    script = Scripted(policy, values)
+    context = Context("stage", dev=Dev(lists, script, "mine"), log=log or Log())
+    made = Refine(steps=20, patience=patience, anchor=0.0, **{**QUICK, "evaluations": 10, **settings})
+    return made.run(policy, lists, ndcg(3), context), script
+
+
+def test_patience_ends_a_stage_after_so_many_evaluations_without_a_new_best_and_hands_over_the_best():
+    lists = made_lists()
+    policy = tabled(lists)
+    # The start, then an evaluation every second step; the third beats what two idle ones did not.
+    report, script = patient(policy, lists, [0.1, 0.3, 0.2, 0.5, 0.4, 0.5], patience=2)
+    assert (report["steps"], report["best_step"], report["dev"]) == (10, 6, pytest.approx(0.5))
+    assert len(script.seen) == 6
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, script.seen[3][name]), name
+    assert not torch.equal(script.seen[3]["scorer.score"], script.seen[5]["scorer.score"])
+
+
+def test_a_stage_that_never_beats_its_start_ends_early_and_hands_the_start_over():
+    lists = made_lists()
+    policy = tabled(lists)
+    report, script = patient(policy, lists, [0.4, 0.4, 0.3], patience=2)
+    assert (report["steps"], report["best_step"], report["dev"]) == (4, 0, pytest.approx(0.4))
+    assert torch.equal(policy.scorer.score, tabled(lists).scorer.score)
+    assert not torch.equal(policy.scorer.score, script.seen[-1]["scorer.score"])
+
+
+def test_without_patience_all_steps_are_taken():
+    lists = made_lists()
+    report, _ = patient(tabled(lists), lists, [0.4] * 11, patience=None)
+    assert (report["steps"], report["best_step"]) == (20, 0)
+
+
+def test_a_stage_killed_when_its_patience_had_ended_does_not_go_on_afterwards(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**9, 100))
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
+    lists = made_lists()
+    values = [0.1, 0.5, 0.4, 0.3, *[0.2] * 7]
+
+    def run(policy, folder, values, **context):
+        dev = Dev(lists, Scripted(policy, values), "mine")
+        settings = Refine(steps=20, patience=2, anchor=0.0, **{**QUICK, "evaluations": 10})
+        return settings.run(policy, lists, ndcg(3), Context("stage", folder=tmp_path / folder, dev=dev, **context))
+
+    whole, torn, resumed = (tabled(lists) for _ in range(3))
+    wanted = run(whole, "a", values)
+    assert (wanted["steps"], wanted["best_step"]) == (6, 2)
+    with pytest.raises(Killed):
+        run(torn, "b", values, log=killed_after(6))
+    found = run(resumed, "b", values[3:], resume=True)
+    assert found == wanted
+    assert torch.equal(whole.scorer.score, resumed.scorer.score)
+
+
+@pytest.mark.parametrize(("plain_weight", "asked"), [(0.0, [0]), (0.5, [0, 1]), (1.0, [1])])
+def test_a_view_without_a_share_of_the_loss_is_not_computed(plain_weight, asked, tmp_path):
+    lists = made_lists()
+    calls = []
+
+    def objective(scores, batch, view, key):
+        calls.append(view)
+        return scores.square().sum(-1), {"view": float(view)}
+
+    log = Log(tmp_path / "metrics.jsonl")
+    policy = tabled(lists, first_stage=2.0)
+    schedule = Schedule(steps=3, plain_weight=plain_weight, **QUICK)
+    fit(policy, lists, objective, lambda c: [], schedule, Context("stage", log=log))
+    log.close()
+    assert calls == asked * 3
+    steps = [r for r in records(tmp_path / "metrics.jsonl") if "loss" in r]
+    assert [r["view"] for r in steps] == [float(asked[0])] * 3, "the log speaks of the served view where it has a share"
+    moved = policy.first_stage.as_dict()["bm25"] != 2.0
+    assert moved == (plain_weight < 1.0), "the first stage has no part in the plain scores"
+
+
+def test_without_first_stage_scores_there_is_one_view_whatever_its_weight():
+    lists = made_lists()
+    for plain_weight in (0.0, 0.5, 1.0):
+        policy = tabled(lists)
+        Refine(steps=10, plain_weight=plain_weight, anchor=0.0, **QUICK).run(policy, lists, ndcg(3), Context("stage"))
+        assert expected_under(policy, lists, ndcg(3)).mean() > expected_under(tabled(lists), lists, ndcg(3)).mean()
 
 
 # Schedules and samples of lists
@@ -586,6 +930,12 @@ def test_every_list_is_visited_once_an_epoch(calm, tmp_path):
         ("plain_weight", 1.5),
         ("plain_weight", -0.1),
         ("clip_norm", 0.0),
+        ("anchor", -1.0),
+        ("reset_reference", -1),
+        ("entropy_floor", -0.1),
+        ("calibration", -0.1),
+        ("patience", 0),
+        ("minutes", 0.0),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
@@ -601,7 +951,15 @@ def test_a_setting_out_of_range_is_named(name, value):
         ("utility", "sqrt"),
         ("temperature", 0.0),
         ("anchor", -0.1),
+        ("anchor", "strong"),
         ("samples", 1),
+        ("list_clip", 0.0),
+        ("entropy", 0.0),
+        ("gain", "cubic"),
+        ("ideal", "all"),
+        ("band", (0.5,)),
+        ("band", (0.5, 0.2)),
+        ("band", (0.5, 1.2)),
     ],
 )
 def test_a_refine_setting_out_of_range_is_named(name, value):

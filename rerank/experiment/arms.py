@@ -106,6 +106,7 @@ _ARMS = (
     Arm(
         "labels rank_net", CLONE, "control", _supervised("rank_net"), "the clone, then the same labels through rank_net"
     ),
+    Arm("labels softmax", CLONE, "control", _supervised("softmax"), "the clone, then the same labels through softmax"),
     Arm(
         "labels tempered",
         CLONE,

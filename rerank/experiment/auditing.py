@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rerank.composition import FIRST_STAGE, reward_named
 from rerank.data import candidate_lists, load_collection, read_run
 from rerank.errors import InputError
-from rerank.experiment.reranking import _retrieved
+from rerank.experiment.reranking import retriever_scores
 from rerank.lists import batch_of, features_of
 from rerank.models.loading import load_policy
 from rerank.training.audit import Audit, audit, audit_scores
@@ -51,7 +51,7 @@ def audit_run(
     if policy.first_stage is not None and policy.first_stage.active:
         # Only what is audited is scored; and a retriever refuses queries that the collection does not have.
         kept = Run({q: r for q, r in first.top(depth).rankings.items() if q in judged.queries}, first.name)
-        features |= _retrieved(model, judged, kept, policy.first_stage.names)
+        features |= retriever_scores(model, judged, kept, policy.first_stage.names)
     return audit(policy, candidate_lists(judged, first, features, depth), pays, seed=seed)
 
 

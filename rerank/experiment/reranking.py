@@ -60,7 +60,7 @@ def rerank_run(
     first = read_run(run)
     features = {FIRST_STAGE: first}
     if policy.first_stage is not None and policy.first_stage.active:
-        features |= _retrieved(model, loaded, first, policy.first_stage.names)
+        features |= retriever_scores(model, loaded, first, policy.first_stage.names)
     lists = candidate_lists(loaded, first, features)
     short = [c if depth is None else c.subset(range(min(depth, len(c)))) for c in lists]
     ranked = with_rest(rerank_lists(policy, short, out.stem)["served"], lists, out.stem)
@@ -68,7 +68,7 @@ def rerank_run(
     return ranked
 
 
-def _retrieved(model: str, collection: Collection, run: Run, names: tuple[str, ...]) -> dict[str, Run]:
+def retriever_scores(model: str, collection: Collection, run: Run, names: tuple[str, ...]) -> dict[str, Run]:
     """The scores of the retrievers that the model was trained with, for the candidates of `run`."""
     wanted = [name for name in names if name != FIRST_STAGE]
     if not wanted:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from rerank.composition import dev_reward_of, policy_of, reward_named, reward_of
@@ -25,6 +26,7 @@ from rerank.experiment.workspace import Workspace, write_json
 from rerank.models.encoder import VectorStore
 from rerank.models.loading import save_policy
 from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
+from rerank.randomness import generator
 from rerank.recipe import Model
 from rerank.training.audit import audit
 from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
@@ -33,8 +35,8 @@ from rerank.training.loop import Context, Dev
 from rerank.training.refine import has_headroom
 from rerank.types import CandidateList, Run
 
-DIAGNOSED = 64
-"""Dev lists that a diagnosis looks at."""
+AUDITED, DIAGNOSED = 128, 64
+"""Judged lists that an audit, dev lists that a diagnosis looks at: a cross-encoder has to score them all."""
 FIRST_STAGE = "first stage"
 
 
@@ -87,7 +89,8 @@ class ModelTraining:
         own = isinstance(refine.reward, str) and ":" in refine.reward
         # What a function of the user's own pays for need not be what is reported.
         reward = reward_named(work.recipe.evaluation.measures[0], ideal="judged") if own else dev_reward_of(refine)
-        name = work.recipe.evaluation.measures[0] if own else str(getattr(reward, "name", refine.reward))
+        name = refine.reward if isinstance(refine.reward, str) else str(getattr(reward, "name", "mixture"))
+        name = work.recipe.evaluation.measures[0] if own else name
         self.dev = Dev([_cut(c, model.depth) for c in lists.dev[: model.dev_lists]], reward, name)
         self.kept: float | None = None
         """What dev measured of the refined model that is saved; the best seed's is."""
@@ -203,8 +206,11 @@ class _Seed:
         return f"-seed-{self.number}" if self.number else ""
 
     def _audit(self) -> dict[str, Any]:
-        """What can be known of refinement before it begins: one forward pass over the judged lists."""
-        found = audit(self.policy, list(self.task.judged), reward_of(self.task.refine), seed=self.task.seed)
+        """What can be known of refinement before it begins: one forward pass over a sample of the judged lists."""
+        judged = self.task.judged
+        order = torch.randperm(len(judged), generator=generator(self.task.seed, "audit")).tolist()[:AUDITED]
+        some = [_cut(judged[i], self.model.depth) for i in sorted(order)]
+        found = audit(self.policy, some, reward_of(self.task.refine), seed=self.task.seed)
         self.work.log.say(f"{arm_name(self.model, REFINED)}: audit: {found.advice()}")
         return found.to_json()
 

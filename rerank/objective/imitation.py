@@ -5,7 +5,7 @@ Each loss has the signature `loss(scores, ranks, mask, values)`:
     scores  [B, N]  the policy's logits
     ranks   [B, N]  the teacher's ranks, 1 = best; equal ranks are ties; inf = not ordered by the teacher
     mask    [B, N]  True where a candidate is real
-    values  [B, N]  the teacher's scores, or grades; used by list_net, margin_mse and lambda_rank alone
+    values  [B, N]  the teacher's scores, or grades; not used by rank_net and list_mle
 
 Candidates the teacher did not order take no part, but for `list_mle`, where they come after all ordered ones.
 A list with fewer than two ordered candidates (or without a pair that differs) has loss 0.
@@ -71,6 +71,20 @@ def list_net(scores: Tensor, ranks: Tensor, mask: Tensor, values: Tensor) -> Ten
     return -(torch.where(ordered, target.exp(), zero) * torch.where(ordered, predicted, zero)).sum(-1) * enough
 
 
+def softmax(scores: Tensor, ranks: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """Cross-entropy between values / their sum and softmax(scores) over the ordered candidates. Bruch et al. (2019).
+
+    With grades as values it is the contrastive loss of the relevant candidates. `list_net` takes softmax(values) for
+    its target: fit for a teacher's scores, but nearly uniform for a few grades of 1 among a hundred of 0.
+    """
+    ordered = mask & ranks.isfinite()
+    worth = torch.where(ordered, values.float().clamp(min=0), torch.zeros_like(values, dtype=torch.float32))
+    target = worth / worth.sum(-1, keepdim=True).clamp(min=1e-12)
+    predicted = top1_log_probs(scores, ordered)
+    enough = (ordered.sum(-1) > 1).float()
+    return -(target * torch.where(ordered, predicted, torch.zeros_like(predicted))).sum(-1) * enough
+
+
 def margin_mse(scores: Tensor, ranks: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     """Mean squared error between the policy's and the teacher's score margins. Hofstätter et al. (2020)."""
     ordered = (mask & ranks.isfinite()).float()
@@ -103,5 +117,6 @@ LOSSES: dict[str, Loss] = {
     "list_net": list_net,
     "margin_mse": margin_mse,
     "rank_net": rank_net,
+    "softmax": softmax,
 }
 """The losses a recipe may name."""

@@ -128,8 +128,8 @@ class Anchoring:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a policy as it was handed to the stage does not tell, for a checkpoint."""
-        found = torch.tensor([*self.temperatures, self.first_temperature], dtype=torch.float64)
-        moved = {"temperatures": found}
+        known = {"temperatures": self.temperatures, "first_temperature": self.first_temperature}
+        moved = {name: torch.tensor(value, dtype=torch.float64) for name, value in known.items()}
         for name, tensor in (self.reference.state_dict() if self.reference is not None else {}).items():
             # The first-stage weights are fitted before the reference is taken, and a resumed stage does not fit them.
             if self.schedule.reset_reference or name.startswith("first_stage."):
@@ -138,7 +138,8 @@ class Anchoring:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors` gave."""
-        *self.temperatures[:], self.first_temperature = tensors["temperatures"].tolist()
+        self.temperatures[:] = tensors["temperatures"].tolist()
+        self.first_temperature = float(tensors.get("first_temperature", tensors["temperatures"][0]))
         kept = {name.removeprefix("reference."): t for name, t in tensors.items() if name.startswith("reference.")}
         if kept and self.reference is not None:
             self.reference.load_state_dict(kept, strict=False)

@@ -24,7 +24,7 @@ from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, Schedule, fit
 from rerank.types import CandidateList, Ordering
 
-NEEDS_VALUES = ("list_net", "margin_mse", "lambda_rank")
+NEEDS_VALUES = ("list_net", "margin_mse", "lambda_rank", "softmax")
 
 
 @final
@@ -33,7 +33,7 @@ class Clone(Schedule):
     """Settings of a cloning stage."""
 
     loss: str = "rank_net"
-    """rank_net, list_mle, list_net, margin_mse or lambda_rank."""
+    """rank_net, list_mle, list_net, softmax, margin_mse or lambda_rank."""
     unranked: Literal["ignore", "last"] = "ignore"
     """Candidates that a teacher did not order: left out of its loss, or tied below all that it ordered (right for a
     teacher that searched by itself, wrong for one that was shown only a part of the candidates)."""

@@ -49,7 +49,12 @@ def inverted_labels(lists: Sequence[CandidateList]) -> list[CandidateList]:
 def shuffled_orderings(orderings: Iterable[Ordering], seed: int) -> list[Ordering]:
     """The orderings with their documents in another order; scores stay at their places."""
     return [
-        replace(o, doc_ids=tuple(o.doc_ids[i] for i in _order(len(o.doc_ids), seed, "shuffled teacher", o.query_id)))
+        replace(
+            o,
+            doc_ids=tuple(
+                o.doc_ids[i] for i in _order(len(o.doc_ids), seed, "shuffled teacher", o.teacher, o.query_id)
+            ),
+        )
         for o in orderings
     ]
 

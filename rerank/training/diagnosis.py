@@ -29,7 +29,7 @@ from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of
 from rerank.models.policy import ScorePolicy
-from rerank.training.audit import drawn, expected_of, scores_of
+from rerank.training.probing import drawn, expected_of, scores_of
 from rerank.types import CandidateList, Ordering, Reward
 
 logger = logging.getLogger("rerank.training")

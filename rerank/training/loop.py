@@ -289,7 +289,7 @@ class _State:
         limit, patience = self.schedule.minutes, self.schedule.patience
         self.ended = limit is not None and time.monotonic() - self.began > 60 * limit
         self.ended = self.ended or (patience is not None and self.idle >= patience)
-        # A stage that is over is not gone on with; a short one is repeated sooner than saved; a minute is worth the disk.
+        # What is over is not gone on with. Short stages are repeated sooner than saved; a minute is worth the disk.
         over = self.ended or self.step >= self.total
         if self.context.folder is None or over or time.monotonic() - self.saved < 60.0:
             return
