@@ -58,7 +58,14 @@ CONTROLS: dict[str, tuple[str, ...]] = {
         "shuffled teacher",
     ),
 }
-CONTROLS["all"] = (*CONTROLS["standard"], "refined only", "refined rloo", "refined grpo", "labels refined")
+CONTROLS["all"] = (
+    *CONTROLS["standard"],
+    "refined only",
+    "refined rloo",
+    "refined grpo",
+    "labels refined",
+    "labels longer",
+)
 """What `controls` may name: the arms that a run has beside clone and refined (`experiment.arms` says what they are)."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")

@@ -105,11 +105,12 @@ SEVERAL = (
         'name = "questions"\n',
         'name = "several"\nseed = 5\nseeds = 3\ncontrols = ["longer clone", "random reward", "labels refined"]\n',
     )
+    .replace("depth = 8", "depth = 3")
     .replace("clone = { steps = 6", 'clone = { select = "last", steps = 2')
     .replace("refine = { steps = 6, lists_per_step = 8", 'refine = { select = "last", epochs = 2, lists_per_step = 5')
     .replace("head_learning_rate = 3e-3 }\n\n", "head_learning_rate = 0.03 }\n\n")
 )
-"""Three seeds of six arms; how long refinement takes follows from its epochs."""
+"""Three seeds of six arms; how long refinement takes follows from its epochs and the lists with something to gain."""
 
 STILL = (
     RECIPE.replace('name = "questions"\n', 'name = "still"\ncontrols = "all"\n[calibrate]\nkind = "none"\n')
@@ -283,6 +284,8 @@ def test_what_begins_without_a_clone_begins_untrained(still, encoder):
 def test_every_arm_after_the_clone_takes_as_many_steps_as_refinement(several):
     refined = facts(several, "refined")
     assert refined["steps"] == round(2 * refined["lists"] / 5) > 1
+    cloned = facts(several, "longer-clone")["lists"]
+    assert round(2 * cloned / 5) != refined["steps"], "else as many steps would follow by themselves"
     for arm in ("labels", "longer-clone", "random-reward", "labels-refined"):
         for seed in ("", "-seed-1", "-seed-2"):
             assert facts(several, arm + seed)["steps"] == refined["steps"], arm

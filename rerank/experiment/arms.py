@@ -143,6 +143,7 @@ _ARMS = (
     Arm("refined rloo", CLONE, "control", _refined(estimator="rloo"), "the clone, then RLOO on sampled rankings"),
     Arm("refined grpo", CLONE, "control", _refined(estimator="grpo"), "the clone, then GRPO on sampled rankings"),
     Arm("labels refined", LABELS, "control", _refined(), "the label control, then refined"),
+    Arm("labels longer", LABELS, "control", _supervised(), "the label control, then as many steps of the same again"),
 )
 ARMS = {arm.name: arm for arm in _ARMS}
 
@@ -165,6 +166,7 @@ def questions(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """The pairs of arms that the table tests: the main question of each arm first."""
     names = [arm.name for arm in arms]
     asked = [(REFINED, name) for name in names if ARMS[name].group == "control"]
+    asked += [("labels refined", "labels longer"), ("labels refined", LABELS)]
     asked += [(REFINED, CLONE), (LABELS, CLONE), (CLONE, "first stage"), (REFINED, "first stage")]
     # A corrupted lesson must not help: each is held against what it began with.
     asked += [(name, CLONE) for name in names if ARMS[name].group == "corrupted"]
