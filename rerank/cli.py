@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rerank.errors import InputError, RerankError
+from rerank.errors import InputError, NotFound, RerankError
 
 app = typer.Typer(
     help="Clone a teacher's orderings, refine against the metric you report, prove the gain, use the result.",
@@ -198,6 +198,8 @@ def audit(
     from rerank.experiment.auditing import audit_run, audit_table
     from rerank.experiment.workspace import write_json
 
+    if json is not None and not json.parent.is_dir():
+        raise NotFound(f"--json {json}: there is no folder {json.parent}; make it first")
     found = audit_run(collection, run, model, reward, depth)
     console.print(audit_table(found))
     console.print(found.advice(), highlight=False, soft_wrap=True, markup=False)
@@ -220,7 +222,7 @@ def rank(
     run: Annotated[Path | None, typer.Option("--run", help="The run to rerank.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The TREC run to write.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Documents to print.")] = 10,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Documents to print (10).")] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Print how probably each document is relevant, not its logit.")
     ] = False,
@@ -239,10 +241,15 @@ def rank(
     one, whole = (query, documents), (collection, run, out)
     if any(part is not None for part in one) and any(part is not None for part in whole):
         raise InputError("--query and --documents rank one query; --collection, --run and --out a run: not both")
+    if any(part is not None for part in whole) and (probabilities or (min_probability, top_k) != (None, None)):
+        raise InputError(
+            "--top-k, --probabilities and --min-probability speak of one query, and --collection, --run and --out of a "
+            "whole run, which keeps all its documents: leave them out"
+        )
     if query is not None and documents is not None:
         if not query.strip():
             raise InputError("--query is empty; give the words to rank for")
-        for hit in rank_texts(model, query, documents, top_k, probabilities, min_probability):
+        for hit in rank_texts(model, query, documents, top_k or 10, probabilities, min_probability):
             shown = hit.probability if probabilities else hit.score
             console.print(f"{shown:9.3f}  {hit.text}", highlight=False, soft_wrap=True, markup=False)
     elif collection is not None and run is not None and out is not None:

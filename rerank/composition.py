@@ -19,7 +19,7 @@ from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Recipe, Retrieval, TeacherChoice
 from rerank.training.refine import Refine
-from rerank.types import Collection, Retriever, Reward, Teacher
+from rerank.types import CandidateList, Collection, Retriever, Reward, Teacher
 
 LIGHT_BUDGET, CPU_BUDGET, GPU_BUDGET = 1_000_000, 4096, 65536
 """Tokens of a micro-batch: what stays in a CPU's cache, what fills a GPU; a light item costs next to nothing."""
@@ -33,6 +33,9 @@ GRADED = ("nDCG", "DCG", "ERR")
 """Rewards that do not ask from which grade on a document is relevant."""
 NEEDS_CUTOFF = ("R", "P", "Success")
 """Rewards of which document is above the cutoff, in whatever order."""
+
+ANY_LIST = CandidateList("any", "any", ("a", "b"), ("a", "b"), labels=(1, 0), pool=(1,))
+"""What a measure is tried on before there are lists."""
 
 FIRST_STAGE = "first stage"
 """The feature that holds the score of the (fused) run itself."""
@@ -152,7 +155,7 @@ def check_parts(recipe: Recipe) -> None:
     """Raise what can be known to be wrong before any work: rewards, teachers, files, retrievers."""
     for model in recipe.models:
         refine = recipe.refine_of(model)
-        reward_of(refine), dev_reward_of(refine)
+        _check_refinement(refine)
         if isinstance(refine.reward, str) and ":" in refine.reward:
             reward_named(recipe.evaluation.measures[0])  # selects on dev in place of a reward of the user's own
     for source in (*recipe.data.train, recipe.data.test):
@@ -164,6 +167,18 @@ def check_parts(recipe: Recipe) -> None:
         if source.run is None and not recipe.retrieval.retrievers:
             raise RecipeError("retrieval.retrievers is empty, and not every source has a run of its own")
     _check_teacher(recipe)
+
+
+def _check_refinement(refine: Refine) -> None:
+    names = [refine.reward] if isinstance(refine.reward, str) else list(refine.reward)
+    try:
+        reward, _ = reward_of(refine), dev_reward_of(refine)
+        refine.check(reward)
+        # A reward of the user's own may know the lists of the run alone; it is tried on them (`experiment.training`).
+        if not any(":" in name for name in names):
+            refine.try_on([ANY_LIST], reward)
+    except ValueError as error:
+        raise RecipeError(f"[refine] reward: {error}") from error
 
 
 def _check_teacher(recipe: Recipe) -> None:

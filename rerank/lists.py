@@ -46,10 +46,13 @@ def mask_of(lists: Sequence[CandidateList]) -> Tensor:
 
 
 def batch_of(lists: Sequence[CandidateList], device: torch.device | str = "cpu") -> ListBatch:
-    """The padded tensors of lists; a list without judgements has grade 0 everywhere."""
+    """The padded tensors of lists; a list without judgements has grade 0 everywhere.
+
+    Where a list tells its labels and no pool, the labels are all that is known to be judged.
+    """
     mask = mask_of(lists)
     labels = pad([c.labels or (0,) * len(c) for c in lists], 0.0, mask.shape[1])
-    pool = pad([c.pool for c in lists], 0.0)
+    pool = pad([c.pool or c.labels or () for c in lists], 0.0)
     return ListBatch(labels.to(device), mask.to(device), pool.to(device), tuple(lists))
 
 

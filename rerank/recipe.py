@@ -70,6 +70,7 @@ CONTROLS["all"] = (
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
 RETRIEVERS = ("bm25", "dense")
+SPOKEN = {int: "an int", float: "a number"}
 
 
 def _check_weights(weights: Mapping[str, Any], retrievers: tuple[str, ...], where: str) -> None:
@@ -277,16 +278,29 @@ class Recipe:
 
     def refine_of(self, model: Model) -> Refine:
         """The refinement stage of one model."""
-        return _stage(Refine, {**self.refine, **model.refine}, "refine")
+        table = {**self.refine, **model.refine}
+        if isinstance(table.get("reward"), list):
+            raise RecipeError(
+                f"refine.reward = {table['reward']!r} must be one reward, or a table of rewards with their weights: "
+                'reward = { "nDCG@10" = 0.8, "RR@10" = 0.2 }'
+            )
+        return _stage(Refine, table, "refine")
 
     def control_of(self, model: Model) -> Clone:
         """The control of one model: the same labels, steps and rates as refinement, through a supervised loss."""
-        refine = self.refine_of(model)
+        refine, own = self.refine_of(model), {**self.control, **model.control}
+        if "epochs" in own:
+            raise RecipeError(
+                f"control.epochs = {own['epochs']!r} has no effect: the control takes as many steps as refinement; set "
+                "refine.epochs for both, or control.steps"
+            )
         shared = {f.name: getattr(refine, f.name) for f in fields(Schedule)}
         shared = {name: value for name, value in shared.items() if value is not None}
         # The control starts exactly where refinement starts: from the clone, with the weights it has.
         shared |= {"loss": "lambda_rank", "fit_first_stage": False}
-        return _stage(Clone, {**shared, **self.control, **model.control}, "control")
+        if own.get("anchor") == 0:
+            shared |= {"reset_reference": 0}  # of the anchor that the control does without
+        return _stage(Clone, {**shared, **own}, "control")
 
 
 def _stage(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -403,5 +417,5 @@ def _plain(hint: Any, origin: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise RecipeError(f"{where} = {value!r} must be a {hint.__name__}")
+        raise RecipeError(f"{where} = {value!r} must be {SPOKEN.get(hint, f'a {hint.__name__}')}")
     return value

@@ -11,6 +11,7 @@ diversity   alpha-nDCG
 agreement   rank-biased overlap and Kendall agreement with a teacher
 combined    mixtures, the worst of several, a weight a list, gain over the first stage, other labels
 function    any Python function
+settings    what a reward may be made with
 
 These files need torch and nothing else: they work with any trainer that has rankings as index tensors [B, S, K] and
 lists with `.labels` [B, N], `.mask` [B, N], `.pool` [B, M], and `.lists` (records with `.query_id` and `.doc_ids`)

@@ -14,7 +14,7 @@ Plackett-Luce's own: P(i before j) = sigmoid(s_i - s_j).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .factors import Factorised, Factors
+from .settings import check_settings
 
 Orderings = Mapping[str, Sequence[str]] | Iterable[Any]
 Ranks = Mapping[str, Mapping[str, int]]
@@ -36,9 +37,7 @@ def rbo(orderings: Orderings, persistence: float = 0.9, cutoff: int = 10) -> Fac
     fewer of the candidates), divided by its largest value. Ties in the teacher stand in the order they were given.
     One term a depth; its expectation is exact.
     """
-    if not 0.0 < persistence < 1.0 or cutoff < 1:
-        problem = f"rbo has persistence {persistence!r} and cutoff {cutoff!r}"
-        raise ValueError(f"{problem}; persistence is between 0 and 1, cutoff 1 or more")
+    check_settings("rbo", persistence=persistence, cutoff=cutoff)
     terms = partial(_overlaps, ranks=_ranks(orderings, tied=False), persistence=persistence, cutoff=cutoff)
     return Factorised(f"RBO@{cutoff}", terms, cutoff, graded=False)
 
@@ -79,13 +78,17 @@ class ClosedForm:
 def _ranks(orderings: Orderings, tied: bool) -> Ranks:
     """Ranks from 0 of each ordering's documents; with `tied`, equal scores share the rank of the first of them."""
     records: Any = orderings
-    given = records.items() if isinstance(records, Mapping) else [(o.query_id, o) for o in records]
+    if isinstance(records, str) or not isinstance(records, Iterable):
+        raise ValueError(f"orderings {records!r:.80}: give query id -> doc ids, or records with query_id and doc_ids")
+    given = records.items() if isinstance(records, Mapping) else [(getattr(o, "query_id", None), o) for o in records]
     out: dict[str, dict[str, int]] = {}
     for query_id, ordering in given:
+        if query_id is None:
+            raise ValueError(f"{ordering!r:.80} is no ordering: a record has query_id and doc_ids")
         if query_id in out:
             raise ValueError(f"two orderings of query {query_id!r}; a reward agrees with one teacher, mix two rewards")
         doc_ids: Any = getattr(ordering, "doc_ids", ordering)
-        if isinstance(doc_ids, str) or len(set(doc_ids)) < len(doc_ids):
+        if isinstance(doc_ids, str) or not isinstance(doc_ids, Collection) or len(set(doc_ids)) < len(doc_ids):
             raise ValueError(f"ordering of query {query_id!r}: {doc_ids!r:.80} must be doc ids, best first, each once")
         scores = getattr(ordering, "scores", None) if tied else None
         places = range(len(doc_ids)) if scores is None else [scores.index(s) for s in scores]
@@ -107,16 +110,17 @@ def _overlaps(lists: Any, ranks: Ranks, persistence: float, cutoff: int) -> tupl
     """One recall a depth d: candidates in the teacher's top d, counted while they are in the ranking's top d."""
     ordered = _ranked(lists, ranks)
     # Ranks among the candidates: documents of the ordering that are not in the list leave no gap.
+    longest = max(1, min(cutoff, ordered.shape[1]))
     place = (
         ordered.argsort(dim=-1, stable=True).argsort(dim=-1).to(ordered.dtype).masked_fill(ordered.isinf(), torch.inf)
     )
-    depths = torch.arange(1, cutoff + 1, device=place.device, dtype=place.dtype)
+    depths = torch.arange(1, longest + 1, device=place.device, dtype=place.dtype)
     counted = depths <= ordered.isfinite().sum(-1, keepdim=True)
     share = persistence ** (depths - 1.0) * counted
     share = share / share.sum(-1, keepdim=True).clamp(min=1e-12)
     return tuple(
         Factors((place < d).to(place.dtype) * share[:, d - 1 : d] / d, torch.ones_like(depths[:d]))
-        for d in range(1, max(1, min(cutoff, place.shape[1])) + 1)
+        for d in range(1, longest + 1)
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .agreement import ClosedForm
 from .factors import Factorised, Factors
+from .settings import is_number
 
 Reward = Callable[[Tensor, Any], Tensor]
 """rankings [B, S, R], lists -> rewards [B, S]."""
@@ -32,9 +33,9 @@ Grades = Mapping[str, Mapping[str, float]]
 def mixture(weights: Mapping[Reward, float] | Iterable[tuple[Reward, float]]) -> Combined:
     """The weighted mean of rewards, from reward -> weight (above 0) or pairs of them; weights need not sum to 1."""
     pairs = list(weights.items() if isinstance(weights, Mapping) else weights)
+    if not pairs or not all(_is_share(pair) for pair in pairs):
+        raise ValueError(f"a mixture of {pairs!r:.80}; give reward -> weight, at least one, each weight above 0")
     total = sum(weight for _, weight in pairs)
-    if not pairs or min(weight for _, weight in pairs) <= 0 or not total < float("inf"):
-        raise ValueError(f"a mixture of weights {[w for _, w in pairs]}; give at least one reward, each weight above 0")
     shares = tuple(weight / total for _, weight in pairs)
     names = [f"({_name(part)})" if " " in _name(part) else _name(part) for part, _ in pairs]
     name = " + ".join(f"{share:.3g} {part}" for part, share in zip(names, shares, strict=True))
@@ -80,6 +81,8 @@ def with_labels(reward: Any, grades: Grades, name: str | None = None) -> Any:
     query that it does not name has no relevant document. Exact where `reward` is.
     """
     name = name or f"{_name(reward)} of other labels"
+    _check_reward(reward, name)
+    _check_grades(grades)
     if isinstance(reward, Combined):
         parts = tuple(with_labels(part, grades) for part in reward.parts)
         combine = partial(_combine_relabelled, combine=reward.combine, grades=grades)
@@ -162,10 +165,32 @@ def _record(candidates: Any, labels: Sequence[float], pool: Sequence[float]) -> 
 def _combined(
     name: str, parts: Sequence[Any], combine: Callable[[Tensor, Any], Tensor], signed: bool = False
 ) -> Combined:
+    for part in parts:
+        _check_reward(part, name)
     cutoffs: list[Any] = [getattr(part, "cutoff", None) for part in parts]
     signed = signed or any(getattr(part, "signed", False) for part in parts)
     graded = all(getattr(part, "graded", False) for part in parts)
     return Combined(name, tuple(parts), combine, None if None in cutoffs else max(cutoffs), signed, graded)
+
+
+def _check_reward(reward: Any, name: str) -> None:
+    if not callable(reward):
+        raise ValueError(f"{name}: {reward!r:.80} is no reward; make one, such as ndcg(cutoff=10)")
+
+
+def _check_grades(grades: Grades) -> None:
+    if not isinstance(grades, Mapping) or not all(isinstance(by_doc, Mapping) for by_doc in grades.values()):
+        raise ValueError(f"grades {grades!r:.80}: give query id -> doc id -> grade")
+    for query_id, by_doc in grades.items():
+        for doc_id, grade in by_doc.items():
+            if not is_number(grade) or abs(grade) > torch.finfo(torch.float32).max:
+                given = f"the grade of query {query_id!r}, document {doc_id!r} is {grade!r:.80}"
+                raise ValueError(f"{given}; grades are finite numbers (float32)")
+
+
+def _is_share(pair: Any) -> bool:
+    """Whether `pair` is a reward and a weight above 0, small enough that the sum of several is finite."""
+    return isinstance(pair, Sequence) and len(pair) == 2 and is_number(pair[1]) and 0 < pair[1] < 1e30
 
 
 def _name(reward: Any) -> str:

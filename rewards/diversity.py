@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .factors import Factorised, Factors
+from .settings import check_settings
 
 Coverage = Mapping[str, Mapping[str, tuple[int, ...]]]
 """query id -> doc id -> numbers of the subtopics it covers, from 0 for each query."""
@@ -36,22 +37,23 @@ def alpha_ndcg(
     `alpha` is how much of its gain a subtopic loses with each document on it; 0 counts every document in full.
     The ideal is over the list's own candidates, or over all documents that `subtopics` names for the query.
     """
-    if not 0.0 <= alpha <= 1.0 or cutoff < 1:
-        raise ValueError(f"alpha-nDCG has alpha {alpha!r} and cutoff {cutoff!r}; alpha is in [0, 1], cutoff 1 or more")
+    check_settings("alpha-nDCG", alpha=alpha, cutoff=cutoff, ideal=ideal)
     terms = partial(_terms, coverage=_numbered(subtopics), cutoff=cutoff, alpha=alpha, ideal=ideal)
     return Factorised(f"alpha_nDCG@{cutoff}", terms, cutoff, graded=False)
 
 
 def _numbered(subtopics: Mapping[str, Mapping[str, Iterable[Hashable]]]) -> Coverage:
     """Subtopics of each query as numbers, in the order in which its documents (by id) first name them."""
+    if not isinstance(subtopics, Mapping) or not all(isinstance(by_doc, Mapping) for by_doc in subtopics.values()):
+        raise ValueError(f"subtopics {subtopics!r:.80}: give query id -> doc id -> the subtopics it covers")
     out: dict[str, dict[str, tuple[int, ...]]] = {}
     for query_id, by_doc in subtopics.items():
         numbers: dict[Hashable, int] = {}
         out[query_id] = {}
         for doc_id, covered in sorted(by_doc.items()):
-            if isinstance(covered, str):
-                problem = f"subtopics of query {query_id!r}, document {doc_id!r}: {covered!r} is one string"
-                raise ValueError(f"{problem}; give a list of subtopics, such as [{covered!r}]")
+            if isinstance(covered, str) or not isinstance(covered, Iterable):
+                problem = f"subtopics of query {query_id!r}, document {doc_id!r}: {covered!r} is no list"
+                raise ValueError(f"{problem}; give a list of subtopics, such as ['history', 'price']")
             named = dict.fromkeys(covered)
             out[query_id][doc_id] = tuple(numbers.setdefault(subtopic, len(numbers)) for subtopic in named)
     return out
@@ -68,9 +70,12 @@ def _terms(lists: Any, coverage: Coverage, cutoff: int, alpha: float, ideal: str
     ]
     covers = _covers(own, lists.mask.shape[1], n_subtopics, lists.labels)
     pool = _covers(pools, max(map(len, pools), default=0), n_subtopics, lists.labels)
-    weight = 1.0 / torch.arange(2, cutoff + 2, device=covers.device, dtype=covers.dtype).log2()
+    # Places beyond all candidates and beyond the pool that the ideal is taken from cannot matter.
+    places = max(1, min(cutoff, max(covers.shape[1], pool.shape[1])))
+    weight = 1.0 / torch.arange(2, places + 2, device=covers.device, dtype=covers.dtype).log2()
     best = _greedy(pool, weight, alpha).clamp(min=1e-12)
     gains = covers / best[:, None, None]
+    weight = weight[: max(1, covers.shape[1])]
     return tuple(Factors(gains[..., c], weight, 1.0 - alpha * covers[..., c]) for c in range(n_subtopics))
 
 

@@ -16,6 +16,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from .settings import check_settings
+
 
 class RewardError(ValueError):
     """A reward function raised, or returned something that is not a finite number."""
@@ -30,6 +32,10 @@ class FunctionReward:
     name: str = "function"
     cutoff: int | None = 10
     """How many ranked ids the function sees; None for all."""
+
+    def __post_init__(self) -> None:
+        if self.cutoff is not None:
+            check_settings(f"the reward {self.name!r}", cutoff=self.cutoff)
 
     def __call__(self, rankings: Tensor, lists: Any) -> Tensor:
         """Rewards [B, S] of rankings [B, S, R] for lists that carry their candidate lists in `.lists`."""

@@ -21,14 +21,24 @@ import torch
 from torch import Tensor
 
 from .factors import Factorised, Factors
+from .settings import check_settings
 
 Gain = Literal["linear", "exponential"]
 Ideal = Literal["candidates", "judged"]
 
+HIGHEST = 100
+"""The highest grade that has an exponential gain: a sum of larger ones comes near the end of float32."""
+
 
 def _gains(grades: Tensor, gain: Gain) -> Tensor:
     grades = grades.clamp(min=0.0)
-    return grades if gain == "linear" else torch.exp2(grades) - 1.0
+    if gain == "linear":
+        return grades
+    # Looked at where that costs nothing: elsewhere it would wait for the device, batch after batch.
+    if grades.is_cpu and grades.numel() and not grades.max() <= HIGHEST:
+        given = f"a grade of {float(grades.max()):g} has no exponential gain (2^grade - 1)"
+        raise ValueError(f"{given}; give grades up to {HIGHEST}, or gain='linear'")
+    return torch.exp2(grades) - 1.0
 
 
 def _grades(lists: Any) -> Tensor:
@@ -40,7 +50,9 @@ def _relevant(lists: Any, level: int) -> Tensor:
 
 
 def _depth(lists: Any, cutoff: int | None) -> int:
-    return lists.labels.shape[1] if cutoff is None else cutoff
+    """Places that can matter: no more than the longest list has, and one where all lists are empty."""
+    places = max(1, lists.labels.shape[1])
+    return places if cutoff is None else min(cutoff, places)
 
 
 def _discounts(n: int, like: Tensor) -> Tensor:
@@ -73,13 +85,13 @@ def _first_hit(lists: Any, cutoff: int | None, level: int, reciprocal: bool) -> 
     return (Factors(relevant, weight / weight.cumsum(0) if reciprocal else weight, 1.0 - relevant),)
 
 
-def _share(lists: Any, cutoff: int | None, level: int, of: Ideal | None) -> tuple[Factors, ...]:
+def _share(lists: Any, cutoff: int | None, level: int, ideal: Ideal | None = None) -> tuple[Factors, ...]:
     """Relevant documents in the top: divided by the reachable ones (recall) or by the cutoff (precision)."""
     relevant = _relevant(lists, level)
     weight = torch.ones(_depth(lists, cutoff), device=relevant.device, dtype=relevant.dtype)
-    if of is not None:
-        return (Factors(relevant / _reachable(lists, level, of), weight),)
-    places = lists.mask.sum(-1, keepdim=True).clamp(min=1) if cutoff is None else cutoff
+    if ideal is not None:
+        return (Factors(relevant / _reachable(lists, level, ideal), weight),)
+    places = lists.mask.sum(-1, keepdim=True).clamp(min=1) if cutoff is None else float(cutoff)
     return (Factors(relevant / places, weight),)
 
 
@@ -120,22 +132,22 @@ def dcg(cutoff: int | None = 10, gain: Gain = "linear") -> Factorised:
 
 def reciprocal_rank(cutoff: int | None = 10, level: int = 1) -> Factorised:
     """1 / rank of the first relevant document, 0 if it is below the cutoff."""
-    return _measure("RR", cutoff, _first_hit, level=level, reciprocal=True)
+    return _measure("RR", cutoff, partial(_first_hit, reciprocal=True), level=level)
 
 
 def success(cutoff: int | None = 10, level: int = 1) -> Factorised:
     """1 if any relevant document is above the cutoff."""
-    return _measure("Success", cutoff, _first_hit, level=level, reciprocal=False)
+    return _measure("Success", cutoff, partial(_first_hit, reciprocal=False), level=level)
 
 
 def recall(cutoff: int | None = 10, level: int = 1, ideal: Ideal = "candidates") -> Factorised:
     """Share of the relevant documents that are above the cutoff."""
-    return _measure("R", cutoff, _share, level=level, of=ideal)
+    return _measure("R", cutoff, _share, level=level, ideal=ideal)
 
 
 def precision(cutoff: int | None = 10, level: int = 1) -> Factorised:
     """Share of the first `cutoff` ranks (None: of the whole list) that hold a relevant document."""
-    return _measure("P", cutoff, _share, level=level, of=None)
+    return _measure("P", cutoff, _share, level=level)
 
 
 def average_precision(cutoff: int | None = None, level: int = 1, ideal: Ideal = "candidates") -> Factorised:
@@ -165,6 +177,7 @@ def err(cutoff: int | None = 20, highest: int = 4) -> Factorised:
 
 
 def _measure(name: str, cutoff: int | None, terms: Callable[..., tuple[Factors, ...]], **settings: Any) -> Factorised:
+    check_settings(name, **settings, **({} if cutoff is None else {"cutoff": cutoff}))
     return Factorised(name if cutoff is None else f"{name}@{cutoff}", partial(terms, cutoff=cutoff, **settings), cutoff)
 
 

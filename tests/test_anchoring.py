@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -316,6 +317,15 @@ def test_the_calibration_term_is_its_share_of_the_cross_entropy_of_the_bare_scor
     anchoring = anchoring_of(policy, Schedule(calibration=0.25), tempered=True, temperature=0.1)
     losses, _ = anchoring.around(no_loss)(scores, batch, 0, 0)
     assert torch.allclose(losses, 0.25 * cross_entropy(scores, batch.labels, batch.mask))
+
+
+def test_lists_that_nobody_judged_have_no_part_in_the_calibration_term():
+    policy, lists = made_policy(), [LISTS[0], replace(LISTS[1], labels=None)]
+    scores, batch = policy.all_views(lists)[0].detach().requires_grad_(), batch_of(lists)
+    losses, _ = anchoring_of(policy, Schedule(calibration=0.25)).around(no_loss)(scores, batch, 0, 0)
+    [gradient] = torch.autograd.grad(losses.sum(), scores)
+    assert losses[0] > 0 == losses[1]
+    assert gradient[0].any() and not gradient[1].any()
 
 
 def test_the_calibration_term_moves_the_level_of_the_scores_and_hardly_their_order():

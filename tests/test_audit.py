@@ -17,7 +17,7 @@ from rerank.experiment.auditing import audit_run
 from rerank.lists import batch_of
 from rerank.models.loading import load_cross_encoder, load_policy, save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy, rerank_lists
-from rerank.rewards import FunctionReward, ndcg, reciprocal_rank
+from rerank.rewards import FunctionReward, kendall, ndcg, reciprocal_rank
 from rerank.testing import NumberScorer, every_ranking, toy_lists
 from rerank.training.audit import Audit, audit, audit_scores, in_band
 from rerank.types import CandidateList
@@ -272,6 +272,31 @@ def test_a_deep_pool_does_not_ask_for_a_deeper_first_stage_where_the_cutoff_can_
 
 def test_a_reward_of_your_own_is_never_sent_to_collect_judgements():
     assert audited(many(None), FunctionReward(best_first)).advice().startswith("Refine")
+
+
+def test_a_reward_that_no_ranking_earns_is_to_be_checked_whether_it_looks_at_grades_or_not():
+    for reward in (reciprocal_rank(10, level=3), kendall({}), FunctionReward(lambda doc_ids, candidates: 0.0)):
+        found = audited(many([0, 1, 0]), reward)
+        assert found.pays_nothing
+        assert found.advice().startswith(f"Check the reward: no ranking of any list earns anything by {found.reward}")
+    assert audited(many([0, 1, 0], 20), reciprocal_rank(10, level=3)).advice().startswith("Check the reward")
+    assert not audited(many([2, 1, 0])).pays_nothing, "solved is not the same"
+    assert audited(many([0, 0, 0])).advice().startswith("Deepen the first stage")
+
+
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        (FunctionReward(lambda doc_ids, candidates: 1 / 0, "mine"), "reward mine: .* raised ZeroDivisionError"),
+        (lambda rankings, lists: rankings[..., 0] / 0, "query 'q0' is not a finite number: mend the reward"),
+        (lambda rankings, lists: [1.0], r"it must pay a tensor \[16, 2\], not list"),
+        (lambda rankings, lists: rankings.shape[9], "reward function: IndexError"),
+        (ndcg(10, gain="exponential"), "reward nDCG@10: a grade of 200 has no exponential gain"),
+    ],
+)
+def test_a_fault_of_a_reward_is_an_input_error_that_names_it(reward, says):
+    with pytest.raises(InputError, match=says):
+        audited(many([0, 200, 0]), reward)
 
 
 # json

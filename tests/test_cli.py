@@ -240,6 +240,22 @@ def test_rank_reranks_the_head_of_a_run_and_leaves_the_rest_below(bm25, cacm, mo
     assert found.doc_ids(query_id)[:6] == tuple(head[hit.index] for hit in hits)
 
 
+@pytest.mark.parametrize("option", [("--probabilities",), ("--min-probability", "0"), ("--top-k", "10")])
+def test_what_speaks_of_one_query_is_refused_for_a_whole_run(option, fails, model, tmp_path):
+    said = fails("rank", model, "-c", "no#test", "--run", "no.trec", "--out", tmp_path / "out.trec", *option)
+    assert said.startswith("error: --top-k, --probabilities and --min-probability speak of one query")
+
+
+def test_without_a_number_ten_texts_are_printed(model, tmp_path):
+    (tmp_path / "texts.txt").write_text("".join(f"text number {i}\n" for i in range(12)))
+    assert len(ranked(model, "-q", "csv file", "-d", tmp_path / "texts.txt")) == 10
+
+
+def test_an_audit_does_not_begin_where_its_numbers_cannot_be_written(fails, tmp_path):
+    said = fails("audit", "no#test", "--run", "no.trec", "--json", tmp_path / "nowhere" / "audit.json")
+    assert said.startswith("error: --json") and "make it first" in said
+
+
 def test_a_model_that_trusts_the_first_stage_alone_leaves_a_run_as_it_is(bm25, cacm, tiny_bert, tmp_path):
     folder = model_folder(tiny_bert, tmp_path / "model", FirstStageWeights({"first stage": 1000.0}))
     (folder / "retrieval.json").write_text(json.dumps({"language": "english", "index": "flat", "encoder": "minilm"}))

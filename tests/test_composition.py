@@ -2,6 +2,8 @@
 
 import math
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from rerank.evaluation.measures import parse_measure
 from rerank.lists import batch_of
 from rerank.objective.expected import expected_reward, is_exact
 from rerank.recipe import parse_recipe
-from rerank.rewards import REWARDS, FunctionReward
+from rerank.rewards import REWARDS, FunctionReward, headroom, ndcg
 from rerank.training.refine import Refine
 from rerank.types import CandidateList
 
@@ -300,6 +302,14 @@ test = { collection = "b", run = "run.trec" }
 """
 
 
+@pytest.fixture
+def signed_reward(monkeypatch):
+    """A module with a reward object that can be negative."""
+    module = types.ModuleType("signed_reward")
+    module.gain = headroom(ndcg(10))
+    monkeypatch.setitem(sys.modules, "signed_reward", module)
+
+
 def parts(change, tmp_path):
     (tmp_path / "run.trec").write_text("q Q0 d 1 1 x\n")
     text = f'name = "x"\n{change}\n'
@@ -312,7 +322,11 @@ def parts(change, tmp_path):
     ("change", "says"),
     [
         ('refine.reward = "nDGC@10"', "did you mean 'nDCG'"),
-        ('models = [{ refine = { reward = { "RP@10" = 1 } } }]', "'RP@10' is not a reward"),
+        ('models = [{ refine = { reward = { "RP@10" = 1 } } }]', "[refine] reward: 'RP@10' is not a reward"),
+        ('refine = { reward = "RR", estimator = "pl_rank" }', "[refine] reward: pl_rank"),
+        ('refine = { reward = { "AP" = 1, "RR" = 1 }, estimator = "reward_to_go" }', "is not one: use rloo"),
+        ('refine = { reward = "math:sqrt", estimator = "exact" }', "the expectation of math:sqrt is not known"),
+        ('refine = { reward = "signed_reward:gain", utility = "log" }', "headroom(nDCG@10) can be negative"),
         ('refine.reward = "math:sqrt"\nevaluation.measures = ["Judged@10"]', "'Judged@10' is not a reward"),
         ('teacher.kind = "recorded"', "needs teachers"),
         ('teacher.kind = "scored"', "needs teacher.model"),
@@ -325,7 +339,7 @@ def parts(change, tmp_path):
         ('data = { train = { collection = "a", run = "no.trec" }, test = "b" }', "there is no file"),
     ],
 )
-def test_parts_that_cannot_be_made_are_told_before_any_work(change, says, tmp_path):
+def test_parts_that_cannot_be_made_are_told_before_any_work(change, says, tmp_path, signed_reward):
     with pytest.raises(RerankError, match=re.escape(says)):
         parts(change, tmp_path)
 
@@ -334,9 +348,12 @@ def test_parts_that_cannot_be_made_are_told_before_any_work(change, says, tmp_pa
     "change",
     [
         'refine.reward = "math:sqrt"',
+        'refine.reward = "signed_reward:gain"',
+        'refine = { reward = "R@5", estimator = "pl_rank" }',
+        'refine = { reward = { "AP" = 1, "RR" = 1 }, estimator = "exact" }',
         'retrieval.retrievers = ["bm25"]\n' + JUDGED,
         'teacher = { kind = "fused", weights = { bm25 = 1.0 } }',
     ],
 )
-def test_parts_that_can_be_made_pass(change, tmp_path):
+def test_parts_that_can_be_made_pass(change, tmp_path, signed_reward):
     parts(change, tmp_path)

@@ -275,6 +275,12 @@ def test_the_findings_have_the_form_that_the_report_reads_and_are_json_without_n
     assert found["lists"] == 2
 
 
+def test_a_fault_of_a_reward_is_an_input_error_that_names_it():
+    reward = FunctionReward(lambda doc_ids, candidates: 1.0 if doc_ids[0] == "d2" else math.nan, "mine")
+    with pytest.raises(InputError, match=r"reward mine: .* returned nan"):
+        diagnose(policy(), [listed([1, 2])], reward, samples=64)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"cutoff": 0}, "cutoff and samples"), ({"samples": 0}, "cutoff and samples"), ({"temperature": 0}, "greater")],

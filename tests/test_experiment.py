@@ -337,11 +337,23 @@ def test_the_legend_says_what_each_arm_of_the_recipe_is():
         '[refine]\nreward = { "nDCG@10" = 0.5, "AP" = 0.5 }\n[control]\nloss = "list_mle"\n',
         Path(),
     )
-    found = legend(recipe)
+    rows = {"first stage", "teacher search", *(arm.name for arm in arms_of(recipe))}
+    found = legend(recipe, rows)
+    assert "refined alone" not in found
+    assert set(legend(recipe, {*rows, "refined alone"})) - set(found) == {"refined alone"}
     assert set(found) >= {"first stage", "teacher", *(arm.name for arm in arms_of(recipe))}
     assert not any("{" in text for text in found.values())
     assert found["labels"].endswith("through list_mle")
     assert "nDCG@10 + AP" in found["refined"]
+
+
+def test_the_legend_of_several_models_has_one_entry_for_the_arms_of_all():
+    recipe = parse_recipe(
+        'name = "x"\ndata = { train = "a", test = "b" }\nmodels = [{ name = "a" }, { name = "b" }]\n', Path()
+    )
+    assert set(legend(recipe, {"first stage", "a clone", "b refined"})) == {
+        "first stage", "MODEL clone", "MODEL refined",
+    }  # fmt: skip
 
 
 def test_the_table_holds_the_answers_to_all_questions(several):
@@ -430,6 +442,156 @@ def test_a_run_that_is_interrupted_in_its_second_seed_resumes_to_the_same(severa
         dict(load_policy(str(out / "model")).state_dict()), dict(load_policy(str(several / "model")).state_dict())
     )
     assert facts_of_run(out, "calibration.json") == facts_of_run(several, "calibration.json")
+
+
+# Rewards of the user's own, and arms that cannot be
+
+OWN = """
+import math
+from rerank.rewards import kendall, ndcg, reciprocal_rank
+
+
+def first_is_relevant(doc_ids, candidates):
+    return float(candidates.labels[candidates.doc_ids.index(doc_ids[0])] > 0)
+
+
+def raises(doc_ids, candidates):
+    raise KeyError(doc_ids[0])
+
+
+def is_nan(doc_ids, candidates):
+    return math.nan
+
+
+class Narrow:
+    name, terms = "narrow", ndcg(3).terms
+
+    def __call__(self, rankings, lists):
+        return rankings[:, 0, 0].float()
+
+
+narrow, first_hit, nobody = Narrow(), reciprocal_rank(5), kendall({})
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The recipe with a reward of the module above, and what else changes in it."""
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def text(reward, controls=(), refine=""):
+        start = SEVERAL.replace("seeds = 3\n", "").replace('"longer clone", "random reward", "labels refined"', "%s")
+        chosen = ", ".join(f'"{name}"' for name in controls)
+        return (start % chosen).replace("refine = {", f'refine = {{ reward = "own_rewards:{reward}", {refine}')
+
+    yield text
+    sys.modules.pop("own_rewards", None)
+
+
+def test_what_does_not_look_at_the_labels_has_no_arm_of_corrupted_labels(own, warm, tmp_path):
+    corrupted = ("random reward", "shuffled reward", "inverted reward", "shuffled teacher")
+    out = warm(own("first_is_relevant", corrupted), tmp_path / "out")
+    assert {path.name for path in (out / "arms").iterdir()} == {"clone", "refined", "shuffled-teacher"}
+    assert set(facts_of_run(out, "table.json")["arms"]) >= {"clone", "refined", "shuffled teacher"}
+    summary = facts_of_run(out, "summary.json")
+    assert set(summary["groups"]) == {"clone", "refined", "shuffled teacher"}
+    (said,) = [note for note in summary["notes"] if note.startswith("left out: ")]
+    assert said.startswith("left out: random reward, shuffled reward, inverted reward. own_rewards:first_is_relevant")
+    assert not set(summary["legend"]) & set(corrupted[:3])
+
+
+@pytest.mark.parametrize(
+    ("reward", "refine", "says"),
+    [
+        ("raises", "", "own_rewards:raises.*KeyError"),
+        ("is_nan", "", "own_rewards:is_nan.*nan"),
+        ("narrow", "", r"reward narrow: it must pay a tensor \[4, 1\], not \[4\]"),
+        ("first_hit", 'estimator = "pl_rank", ', "pl_rank.*RR@5"),
+    ],
+)
+def test_a_fault_in_a_reward_is_told_before_anything_is_learned(reward, refine, says, own, warm, tmp_path):
+    with pytest.raises(InputError, match=says):
+        warm(own(reward, refine=refine), tmp_path / "out")
+    assert not (tmp_path / "out" / "arms").exists()
+
+
+def test_a_reward_that_pays_nothing_is_noted(own, warm, tmp_path):
+    out = warm(own("nobody"), tmp_path / "out")
+    (said,) = [note for note in facts_of_run(out, "summary.json")["notes"] if "Check the reward" in note]
+    assert said.startswith("refined: Check the reward: no ranking of any list earns anything by Kendall")
+
+
+BAND = (
+    SEVERAL.replace("seeds = 3\n", "")
+    .replace(
+        '"longer clone", "random reward", "labels refined"',
+        '"labels", "random reward", "inverted reward", "refined rloo"',
+    )
+    .replace('refine = { select = "last",', 'refine = { select = "last", anchor = "auto", band = [0.1, 0.9],')
+)
+
+
+def test_the_band_is_chosen_once_and_all_arms_learn_from_its_lists(warm, tmp_path):
+    out = warm(BAND, tmp_path / "out")
+    refined = facts(out, "refined")
+    assert refined["lists_out_of_band"] > 0
+    for arm in ("labels", "refined-rloo", "inverted-reward"):
+        found = facts(out, arm)
+        assert [found[key] for key in ("lists", "steps", "anchor")] == [
+            refined[key] for key in ("lists", "steps", "anchor")
+        ], arm
+    assert facts(out, "random-reward")["steps"] == refined["steps"]
+
+
+def test_a_control_that_cannot_be_trained_is_left_out_aloud_with_all_that_begins_with_it(warm, tmp_path, monkeypatch):
+    original = Clone.run
+
+    def impossible(self, policy, lists, orderings, context):
+        if context.stage == "labels":
+            raise InputError("nothing to learn from")
+        return original(self, policy, lists, orderings, context)
+
+    monkeypatch.setattr(Clone, "run", impossible)
+    text = SEVERAL.replace("seeds = 3", "seeds = 2").replace('"random reward"', '"labels longer"')
+    out = warm(text, tmp_path / "out")
+    found = facts_of_run(out, "table.json")
+    assert not {arm for arm in found["arms"] if arm.startswith("labels")}
+    assert found["seeds"]["longer clone"] == found["seeds"]["refined"] == 2
+    said = [note for note in facts_of_run(out, "summary.json")["notes"] if "is left out" in note]
+    assert said == [
+        "labels is left out: nothing to learn from",
+        "labels refined is left out: there is no labels to begin with",
+        "labels longer is left out: there is no labels to begin with",
+    ]
+
+
+def test_an_arm_whose_diagnosis_is_interrupted_is_kept_and_diagnosed_on_resuming(finished, tmp_path, monkeypatch):
+    import rerank.experiment.training as training
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "torn"
+    with monkeypatch.context() as kill:
+        kill.setattr(training, "diagnose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(a_recipe(), out)
+    assert same(weights(out, "clone"), weights(finished, "clone"))
+    assert "diagnosis" not in facts(out, "clone")
+    train(a_recipe(), out, resume=True)
+    assert facts(out, "clone")["diagnosis"] == facts(finished, "clone")["diagnosis"]
+    assert facts_of_run(out, "diagnosis.json") == facts_of_run(finished, "diagnosis.json")
+
+
+@pytest.mark.parametrize("plain", [0.25, 0.75])
+def test_the_console_tells_what_dev_measures_of_the_weights_as_they_are_handed_over(plain, warm, tmp_path, caplog):
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", "rerank.training"):
+        patch.setattr("rerank.training.loop.Dev.measure", lambda dev, policy: {"served": 0.5, "plain": plain})
+        warm(BAND.replace('"labels", "random reward", "inverted reward", "refined rloo"', ""), tmp_path / "out")
+    said = [line for line in caplog.messages if line.startswith("clone: dev nDCG@10")]
+    assert [line.split()[3] for line in said] == [f"{max(0.5, plain):.3f}"]
 
 
 # Judged candidates

@@ -39,6 +39,11 @@ def test_a_batch_holds_grades_masks_and_pools_and_the_lists_themselves():
     assert batch.lists == tuple(lists)
 
 
+def test_the_labels_are_the_pool_of_a_list_that_tells_none():
+    batch = batch_of([candidates(2, labels=(0, 3), pool=()), candidates(2, pool=())])
+    assert batch.pool.tolist() == [[0, 3], [0, 0]]
+
+
 def test_a_batch_of_nothing_is_empty():
     batch = batch_of([])
     assert batch.labels.shape == batch.mask.shape == batch.pool.shape == (0, 0)

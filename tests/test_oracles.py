@@ -26,6 +26,7 @@ from rerank.rewards import (
     Factors,
     average_precision,
     err,
+    kendall,
     ndcg,
     precision,
     rbp,
@@ -549,6 +550,32 @@ def test_a_combination_combines_the_expectations_of_its_parts_and_passes_their_g
     second = expected_reward(scores, FirstBeforeSecond(), batch)
     assert is_exact(smallest)
     assert torch.allclose(expected_reward(scores, smallest, batch, FINE), torch.minimum(found.detach(), second))
+
+
+def test_a_closed_form_gets_scores_that_were_checked_and_widened():
+    batch, scores, _ = small_batch()
+    reward = kendall({"a": ["a-0", "a-1"]})
+    half = torch.zeros(2, 5, dtype=torch.float16, requires_grad=True)
+    assert expected_reward(half, FirstBeforeSecond(), batch).dtype == torch.float32
+    assert expected_reward(scores, FirstBeforeSecond(), batch).dtype == torch.float64
+    assert torch.autograd.grad(expected_reward(half, FirstBeforeSecond(), batch).sum(), half)[0].dtype == torch.float16
+    with pytest.raises(InputError, match=r"list 0, candidate 2 is nan"):
+        bad = scores.index_fill(1, torch.tensor([2]), math.nan)
+        expected_reward(bad, Together((reward,), lambda values, lists: values[..., 0]), batch)
+    with pytest.raises(InputError, match=r"scores \[2, 4\] and mask \[2, 5\]"):
+        expected_reward(scores[:, :4], reward, batch)
+
+
+@pytest.mark.parametrize("reward", [ndcg(None), ndcg(10), kendall({})], ids=lambda reward: reward.name)
+def test_lists_that_are_all_empty_are_expected_to_earn_nothing(reward):
+    batch = batch_of([CandidateList("q", "", (), (), {}, ())] * 2)
+    assert expected_reward(torch.zeros(2, 0), reward, batch).tolist() == [0, 0]
+
+
+def test_a_cutoff_far_beyond_all_candidates_costs_no_more_than_the_longest_list():
+    batch, scores, _ = small_batch()
+    found = expected_reward(scores, ndcg(10**20), batch)
+    assert torch.equal(found, expected_reward(scores, ndcg(5), batch))
 
 
 @pytest.mark.parametrize("parts", [(), (Summed(), Together((), None)), (lambda rankings, lists: rankings,)])

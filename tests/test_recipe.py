@@ -173,6 +173,12 @@ def test_the_control_s_own_settings_win():
     assert (recipe.control_of(Model()).steps, recipe.control_of(Model()).loss) == (9, "list_mle")
 
 
+def test_a_control_without_the_anchor_of_refinement_has_no_reference_to_move():
+    recipe = parse("[refine]\nanchor = 0.5\nreset_reference = 9\n[control]\nanchor = 0.0\n")
+    assert recipe.refine_of(Model()).reset_reference == 9
+    assert (recipe.control_of(Model()).anchor, recipe.control_of(Model()).reset_reference) == (0.0, 0)
+
+
 def test_the_default_learning_rate_of_the_control_is_that_of_refinement():
     recipe = parse()
     assert recipe.control_of(Model()).learning_rate == recipe.refine_of(Model()).learning_rate
@@ -217,9 +223,9 @@ def test_controls_may_be_a_list_of_arms_and_the_default_is_the_labels():
         ("controls = [3]", "controls[0] = 3 must be a str"),
         ("seeds = 0", "seeds = 0 must be at least 1"),
         ("seeds = -2", "seeds = -2 must be at least 1"),
-        ("seeds = 2.0", "seeds = 2.0 must be a int"),
-        ("seeds = [1, 2]", "seeds = [1, 2] must be a int"),
-        ('seed = "x"', "seed = 'x' must be a int"),
+        ("seeds = 2.0", "seeds = 2.0 must be an int"),
+        ("seeds = [1, 2]", "seeds = [1, 2] must be an int"),
+        ('seed = "x"', "seed = 'x' must be an int"),
         ('calibrate = "affine"', "[calibrate] must be a table, not 'affine'"),
     ],
 )
@@ -297,9 +303,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(extra, key, hint):
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ("[retrieval]\ndepth = '100'\n", "retrieval.depth = '100' must be a int"),
-        ("[retrieval]\ndepth = 10.5\n", "retrieval.depth = 10.5 must be a int"),
-        ("[retrieval]\ndepth = true\n", "retrieval.depth = True must be a int"),
+        ("[retrieval]\ndepth = '100'\n", "retrieval.depth = '100' must be an int"),
+        ("[retrieval]\ndepth = 10.5\n", "retrieval.depth = 10.5 must be an int"),
+        ("[retrieval]\ndepth = true\n", "retrieval.depth = True must be an int"),
         ("[retrieval]\nretrievers = 'bm25'\n", "retrieval.retrievers must be a list, not 'bm25'"),
         ("[retrieval]\nretrievers = [1]\n", "retrieval.retrievers[0] = 1 must be a str"),
         ("[retrieval]\nindex = 'flaf'\n", "retrieval.index = 'flaf' is not one of 'flat', 'hnsw', 'ivf'"),
@@ -307,26 +313,31 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(extra, key, hint):
         ("[teacher]\nkind = 'gpt'\n", "teacher.kind = 'gpt' is not one of"),
         ("[[models]]\nkind = 'bert'\n", "models[0].kind = 'bert' is not one of"),
         ("[models]\nkind = 'light'\n", "models must be a list"),
-        ("[clone]\nsteps = 1.5\n", "clone.steps = 1.5 must be a int"),
-        ("[clone]\nlearning_rate = 'fast'\n", "clone.learning_rate = 'fast' must be a float"),
+        ("[clone]\nsteps = 1.5\n", "clone.steps = 1.5 must be an int"),
+        ("[clone]\nlearning_rate = 'fast'\n", "clone.learning_rate = 'fast' must be a number"),
         ("[clone]\nselect = 'first'\n", "clone.select = 'first' is not one of"),
         ("[clone]\nloss = 'ranknet'\n", "did you mean 'rank_net'?"),
         ("[clone]\nlist_size = 1\n", "list_size must be at least 2"),
         ("[clone]\nlists_per_step = 0\n", "lists_per_step must be at least 1"),
         ("[refine]\nanchor = -1\n", "anchor must be 'auto' or at least 0, not -1"),
-        ("[refine]\nanchor = 'atuo'\n", "refine.anchor = 'atuo' must be a float; or else: "),
+        ("[refine]\nanchor = 'atuo'\n", "refine.anchor = 'atuo' must be a number; or else: "),
         ("[refine]\nanchor = 'atuo'\n", "refine.anchor = 'atuo' is not one of 'auto'"),
         ("[refine]\nestimator = 'grop'\n", "did you mean 'grpo'?"),
         ("[refine]\nestimator = 3\n", "refine.estimator = 3 must be a str"),
         ("[refine]\nutility = 'logg'\n", "utility"),
         ("[refine]\nreward = 3\n", "refine.reward = 3 must be a str; or else: refine.reward must be a table, not 3"),
+        ("[refine]\nreward = ['AP', 'RR']\n", "refine.reward = ['AP', 'RR'] must be one reward, or a table"),
+        ("[refine]\nreward = ['AP']\n", 'reward = { "nDCG@10" = 0.8, "RR@10" = 0.2 }'),
+        ("[refine]\nanchor = 0.0\nreset_reference = 9\n", "reset_reference = 9 moves the reference of an anchor"),
+        ("[refine]\ntemperature = 2\nkeep_entropy = true\n", "temperature = 2.0 fixes it: give one of the two"),
+        ("[control]\nepochs = 3\n", "control.epochs = 3 has no effect: the control takes as many steps as refinement"),
         ("[refine]\nband = 0.5\n", "refine.band must be a list, not 0.5"),
-        ("[refine]\nband = ['low', 0.5]\n", "refine.band[0] = 'low' must be a float"),
+        ("[refine]\nband = ['low', 0.5]\n", "refine.band[0] = 'low' must be a number"),
         ("[refine]\nband = [0.5]\n", "band must be two shares, low below high, such as [0.1, 0.98], not [0.5]"),
         ("[refine]\nband = [0.9, 0.1]\n", "band must be two shares"),
         ("[refine]\nband = [0.1, 2]\n", "band must be two shares"),
         ("[refine]\nsamples = 1\n", "samples must be at least 2, not 1"),
-        ("[refine]\nsamples = 2.5\n", "refine.samples = 2.5 must be a int"),
+        ("[refine]\nsamples = 2.5\n", "refine.samples = 2.5 must be an int"),
         ("[refine]\nlist_clip = 0\n", "list_clip must be greater than 0"),
         ("[refine]\ntemperature = 0\n", "temperature must be greater than 0"),
         ("[refine]\ngain = 'square'\n", "refine.gain = 'square' is not one of 'linear', 'exponential'"),
@@ -336,14 +347,14 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(extra, key, hint):
         ("[clone]\nentropy = 0\n", "entropy must be greater than 0 nats"),
         ("[clone]\npatience = 0\n", "patience must be at least 1 evaluation"),
         ("[clone]\nminutes = 0\n", "minutes must be greater than 0"),
-        ("[clone]\nminutes = 'five'\n", "clone.minutes = 'five' must be a float"),
+        ("[clone]\nminutes = 'five'\n", "clone.minutes = 'five' must be a number"),
         ("[clone]\nentropy_floor = -1\n", "entropy_floor must be at least 0"),
         ("[clone]\ncalibration = nan\n", "calibration must be at least 0"),
         ("[clone]\nreset_reference = -5\n", "reset_reference must be at least 0"),
         ("[clone]\nkeep_entropy = 'yes'\n", "clone.keep_entropy = 'yes' must be a bool"),
         ("[calibrate]\nkind = 'platt'\n", "calibrate.kind = 'platt' is not one of 'affine', 'isotonic', 'none'"),
         ("[calibrate]\nlevel = 0\n", "calibrate.level = 0 must be at least 1"),
-        ("[calibrate]\nlevel = 1.5\n", "calibrate.level = 1.5 must be a int"),
+        ("[calibrate]\nlevel = 1.5\n", "calibrate.level = 1.5 must be an int"),
         ("[calibrate]\nlevels = 1\n", "unknown key 'calibrate.levels'; did you mean 'level'?"),
         ("calibrate = 'affine'\n", "unknown key 'data.calibrate'"),
         ("[refine]\nlearning_rate = nan\n", "learning_rate must be greater than 0"),

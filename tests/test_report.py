@@ -287,6 +287,7 @@ def test_a_folder_without_a_table_says_what_to_do(tmp_path):
     [
         ("table.json", "{", r"table\.json:1: this is not JSON"),
         ("table.json", "[]", "JSON object is needed"),
+        ("table.json", "[" * 100_000, r"table\.json: this is not JSON"),
         ("table.json", "{}", "not a table"),
         ("changes.json", '{"changes": [{"query_id": "q"}]}', r"changes\.json: these are not changes"),
         ("diagnosis.json", '{"arms": [1]}', r"diagnosis\.json: arms must be an object of objects"),
@@ -300,6 +301,33 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, words):
     with pytest.raises(DataError, match=words):
         write_report(tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("table.json", {"measures": 3}, r"table\.json: "),
+        ("table.json", {"queries": [1]}, r"run: a value is missing or of another kind"),
+        ("table.json", {"measures": ["nDCG@10", "gone"]}, r"run: .*KeyError: 'gone'"),
+        ("table.json", {"seeds": {"light clone": "two"}}, r"run: a value is missing or of another kind"),
+        ("changes.json", {"changes": 7}, r"changes\.json: "),
+        ("calibration.json", {"light": {"n": 3, "a": 1, "b": True}}, None),
+        ("summary.json", {"data": ["test"]}, r"run: .*has no attribute 'items'"),
+        ("summary.json", {"versions": 3}, r"run: .*has no attribute 'items'"),
+        ("summary.json", {"seconds_total": "long"}, r"run: .*TypeError"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_and_no_report_is_left_half_written(tmp_path, name, change, words):
+    folder = tmp_path / "run"
+    run_folder(folder)
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if words is None:
+        report_of(folder)
+        return
+    with pytest.raises(DataError, match=words):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -436,7 +464,10 @@ def test_the_forest_holds_every_tested_arm_against_the_clone_in_its_group():
 
 def test_a_corrupted_reward_that_gains_is_said_aloud_and_no_groups_means_no_conclusion():
     [forest] = forests(forest_table(0.001), GROUPS)
-    assert forest.corrupted.startswith("random reward gains over clone too: so much of a gain needs no true reward")
+    assert forest.corrupted.startswith(
+        "random reward gains over clone too, at least in part because its best step was chosen on true dev labels: so "
+        "much of a gain needs no true reward in training"
+    )
     [plain] = forests(forest_table(0.001), {})
     assert (plain.concluded, plain.decisive, plain.corrupted) == (None, None, "")
     assert [title for title, _ in plain.groups] == ["Other arms"]

@@ -303,10 +303,13 @@ def test_a_list_without_subtopics_is_worth_nothing():
 
 
 def test_subtopics_and_settings_that_mean_something_else_are_refused():
-    with pytest.raises(ValueError, match=r"query 'q', document 'd': '12' is one string; give a list"):
+    with pytest.raises(ValueError, match=r"query 'q', document 'd': '12' is no list; give a list"):
         alpha_ndcg({"q": {"d": "12"}})
-    with pytest.raises(ValueError, match=r"alpha 1.5 and cutoff 10"):
-        alpha_ndcg({}, alpha=1.5)
+    with pytest.raises(ValueError, match=r"document 'd': None is no list"):
+        alpha_ndcg({"q": {"d": None}})
+    for none in (None, {"q": ["d"]}, "q"):
+        with pytest.raises(ValueError, match=r"give query id -> doc id -> the subtopics"):
+            alpha_ndcg(none)
 
 
 # ----------------------------------------------------------------------------------------------------------- agreement
@@ -377,6 +380,12 @@ def test_an_ordering_that_is_none_is_refused(make):
         make({"q": ("a", "a")})
     with pytest.raises(ValueError, match=r"query 'q'.* must be doc ids, best first, each once"):
         make({"q": "abc"})
+    with pytest.raises(ValueError, match=r"query 'q'.* must be doc ids, best first, each once"):
+        make({"q": None})
+    with pytest.raises(ValueError, match=r"orderings None: give query id -> doc ids, or records"):
+        make(None)
+    with pytest.raises(ValueError, match=r"'d1' is no ordering: a record has query_id and doc_ids"):
+        make(["d1"])
     with pytest.raises(ValueError, match=r"two orderings of query 'q'"):
         make([Ordering("q", ("a",), "t"), Ordering("q", ("b",), "u")])
 
@@ -392,10 +401,37 @@ def test_a_mixture_is_the_weighted_mean_whatever_the_weights_sum_to():
     assert mixture({ndcg(5): 1, average_precision(): 1}).cutoff is None
 
 
-@pytest.mark.parametrize("weights", [[], [(ndcg(), 0.0)], [(ndcg(), 2.0), (dcg(), -1.0)], [(ndcg(), math.nan)]])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [],
+        [(ndcg(), 0.0)],
+        [(ndcg(), 2.0), (dcg(), -1.0)],
+        [(ndcg(), math.nan)],
+        [ndcg()],
+        [(ndcg(), "1")],
+        "nDCG@10",
+    ],
+)
 def test_a_mixture_needs_rewards_with_weights_above_zero(weights):
     with pytest.raises(ValueError, match=r"each weight above 0"):
         mixture(weights)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mixture({"nDCG@10": 1.0}),
+        lambda: minimum(["nDCG@10", "RR@10"]),
+        lambda: minimum("nDCG@10"),
+        lambda: vector(["nDCG@10"], recall_for_short_lists),
+        lambda: headroom(None),
+        lambda: with_labels("nDCG@10", {}),
+    ],
+)
+def test_a_name_is_no_reward_to_combine(make):
+    with pytest.raises(ValueError, match=r"is no reward; make one, such as ndcg\(cutoff=10\)"):
+        make()
 
 
 def test_the_minimum_of_two_label_sources_is_the_worse_one_of_each_ranking():
@@ -445,6 +481,18 @@ def test_other_labels_stand_in_for_the_grades_and_for_the_judged_pool():
     assert with_labels(headroom(ndcg(1)), other)(rankings, batch).tolist() == [[1], [0]]
     grade_of_first = FunctionReward(lambda ids, c: c.labels[c.doc_ids.index(ids[0])] / len(c.pool or (1,)), "first")
     assert with_labels(grade_of_first, other)(rankings, batch).tolist() == [[0.5 / 2], [0]]
+
+
+@pytest.mark.parametrize("grade", [math.nan, math.inf, -math.inf, 1e39, None, "2"])
+def test_other_labels_are_finite_numbers(grade):
+    with pytest.raises(ValueError, match=r"the grade of query 'q', document 'd1' is .*; grades are finite numbers"):
+        with_labels(mixture({ndcg(): 1.0}), {"q": {"d0": 1, "d1": grade}})
+
+
+@pytest.mark.parametrize("grades", [None, {"q": None}, {"q": [1, 0]}])
+def test_other_labels_are_by_query_and_document(grades):
+    with pytest.raises(ValueError, match=r"give query id -> doc id -> grade"):
+        with_labels(ndcg(), grades)
 
 
 def test_the_headroom_under_other_labels_is_theirs():
@@ -539,6 +587,65 @@ def test_a_reward_can_be_sent_to_another_process(name):
 def test_a_list_without_candidates_is_worth_nothing(name):
     empty = batch_of([CandidateList("q", "", (), (), {}, ())])
     assert EVERY[name](torch.zeros(1, 3, 0, dtype=torch.long), empty).tolist() == [[0.0] * 3]
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: ndcg(0), r"nDCG has cutoff 0; cutoff is a whole number, 1 or more"),
+        (lambda: recall(-3), "cutoff -3"),
+        (lambda: precision(2.5), "cutoff 2.5"),
+        (lambda: err("10"), "cutoff '10'"),
+        (lambda: success(True), "cutoff True"),
+        (lambda: ndcg(gain="exp"), "nDCG has gain 'exp'; gain is 'linear' or 'exponential'"),
+        (lambda: dcg(gain=None), "gain None"),
+        (lambda: ndcg(ideal="pool"), "ideal is 'candidates' or 'judged'"),
+        (lambda: recall(ideal=None), "ideal None"),
+        (lambda: average_precision(ideal="all"), "ideal 'all'"),
+        (lambda: reciprocal_rank(level="2"), "level '2'; level is a grade"),
+        (lambda: r_precision(level=math.nan), "level nan"),
+        (lambda: rbp(persistence=1.0), "persistence is between 0 and 1"),
+        (lambda: rbp(persistence=math.nan), "persistence nan"),
+        (lambda: err(highest=0), "highest 0; highest is a whole number from 1 to 60"),
+        (lambda: err(highest=200), "highest 200"),
+        (lambda: rbo({}, cutoff=None), "rbo has cutoff None"),
+        (lambda: rbo({}, persistence=0), "rbo has persistence 0"),
+        (lambda: alpha_ndcg({}, alpha=1.5), "alpha-nDCG has alpha 1.5"),
+        (lambda: alpha_ndcg({}, ideal="pool"), "alpha-nDCG has ideal 'pool'"),
+        (lambda: alpha_ndcg({}, cutoff=0), "alpha-nDCG has cutoff 0"),
+        (lambda: FunctionReward(operator.length_hint, "mine", 0), "the reward 'mine' has cutoff 0"),
+    ],
+)
+def test_a_setting_that_is_not_allowed_is_refused_when_the_reward_is_made(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make", [*REWARDS.values(), lambda k: rbo(TEACHER, cutoff=k), lambda k: alpha_ndcg(ASPECTS, k, ideal="judged")]
+)
+def test_a_cutoff_beyond_all_candidates_makes_no_place_that_nobody_can_take(make):
+    batch, rankings = batch_of([list_of(3, labels=(0, 1, 2)), list_of(2, labels=(1, 0))]), torch.tensor([[[2, 0, 1]]])
+    far = make(10**20)
+    assert all(term.weight.shape[-1] <= 3 for term in far.terms(batch))
+    whole = make(10)(rankings.expand(2, 1, 3), batch)
+    if far.name.split("@")[0] != "P":  # which divides by its cutoff
+        assert far(rankings.expand(2, 1, 3), batch).tolist() == whole.tolist()
+
+
+def test_a_judged_ideal_of_a_list_that_tells_no_pool_is_that_of_its_labels():
+    batch = batch_of([CandidateList("q", "", ("a", "b"), ("", ""), {}, (1, 2), ())])
+    both = [ndcg(10, ideal=ideal)(torch.tensor([[[0, 1]]]), batch).item() for ideal in ("judged", "candidates")]
+    assert both[0] == both[1] == pytest.approx((1 + 2 / LOG3) / (2 + 1 / LOG3))
+
+
+def test_grades_that_an_exponential_gain_cannot_hold_are_refused_by_name():
+    assert worth(ndcg(10, "exponential"), (100,) * 50) == pytest.approx(1)
+    assert worth(ndcg(10), (200, 100)) == 1
+    for pool in ([200, 1], [1, 200]):
+        with pytest.raises(ValueError, match=r"a grade of 200 has no exponential gain .* grades up to 100, or gain"):
+            worth(ndcg(10, "exponential", "judged"), (1, 1), pool=pool)
 
 
 # ----------------------------------------------------------------------------------------------------------- functions

@@ -680,6 +680,12 @@ def test_the_dev_measure_is_that_of_pytrec_eval(calm):
     assert measured == pytest.approx(sum(v["ndcg_cut_10"] for v in found.values()) / len(lists), abs=1e-5)
 
 
+def test_a_dev_measure_that_is_no_number_names_its_reward(calm):
+    dev = Dev(made_lists(), Scripted(calm, [math.nan]), "mine")
+    with pytest.raises(InputError, match=r"reward Scripted: .* query 'q0' is not a finite number"):
+        Refine(steps=1, **QUICK).run(calm, made_lists(), ndcg(3), Context("refine", dev=dev))
+
+
 # Kill and resume
 
 
@@ -965,6 +971,15 @@ def test_a_setting_out_of_range_is_named(name, value):
 def test_a_refine_setting_out_of_range_is_named(name, value):
     with pytest.raises(InputError, match=name):
         Refine(**{name: value})
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    for stage in (Clone, Refine):
+        with pytest.raises(InputError, match="reset_reference = 5 moves the reference of an anchor, and anchor is 0"):
+            stage(anchor=0.0, reset_reference=5)
+    assert Refine(reset_reference=5).anchor == "auto"
+    with pytest.raises(InputError, match=r"temperature = 1\.0 fixes it"):
+        Refine(temperature=1.0, keep_entropy=True)
 
 
 def test_an_unknown_loss_names_the_nearest():

@@ -181,10 +181,11 @@ def _corrupted(clone: str, tested: Sequence[Comparison]) -> str:
         return ""
     gained = [c.arm for c in tested if c.measurable and c.difference > 0]
     if gained:
-        them = "gain" if len(gained) > 1 else "gains"
+        them, its = ("gain", "their") if len(gained) > 1 else ("gains", "its")
         return (
-            f"{' and '.join(gained)} {them} over {clone} too: so much of a gain needs no true reward, "
-            "and only what goes beyond it was learned from the labels"
+            f"{' and '.join(gained)} {them} over {clone} too, at least in part because {its} best step was chosen "
+            "on true dev labels: so much of a gain needs no true reward in training, and only what goes beyond it was "
+            "learned from the labels"
         )
     which = "The corrupted reward does not gain" if len(tested) == 1 else f"None of {len(tested)} corrupted arms gains"
     return f"{which} measurably over {clone}: no sign that training by itself makes a gain"

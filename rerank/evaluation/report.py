@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rerank.errors import DataError, InputError, NotFound
+from rerank.errors import DataError, NotFound, RerankError
 from rerank.evaluation.changes import Change, changes_from_json
 from rerank.evaluation.drawing import dot_axis, dots, gains, stages
 from rerank.evaluation.findings import audits, calibrations, diagnoses, forests
@@ -27,6 +27,9 @@ from rerank.evaluation.wording import decimal, p_value, signed
 Found = TypeVar("Found")
 
 logger = logging.getLogger("rerank.evaluation")
+
+DAMAGED = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
+"""What reading a file whose values are of other kinds than they should be ends in."""
 
 FILES = ("summary.json", "diagnosis.json", "calibration.json", "changes.json", "metrics.jsonl")
 """What the report shows beside its table, each file where it is there."""
@@ -45,10 +48,25 @@ def write_report(folder: Path) -> Path:
             f"{folder / 'table.json'} does not exist, and the report is made of it; "
             "evaluate the run first, or give the folder of another run"
         )
+    try:
+        page = _page(folder)
+    except RerankError:
+        raise
+    except DAMAGED as error:
+        raise DataError.at(folder, None, _damage(error)) from error
+    path, unfinished = folder / "report.html", folder / "report.html.partial"
+    # A text may hold a lone surrogate, which UTF-8 cannot write; it is shown as its escape.
+    unfinished.write_bytes(page.encode("utf-8", errors="backslashreplace"))
+    os.replace(unfinished, path)
+    return path
+
+
+def _page(folder: Path) -> str:
+    """The report as HTML."""
     table = _read(folder / "table.json", Table.from_json)
     changes, pair = _read_changes(folder / "changes.json", table)
     summary = _read_json(folder / "summary.json")
-    page = _render(
+    return _render(
         title=str(summary.get("title") or folder.resolve().name),
         table=table,
         column_best={m: max(cells[m].mean for cells in table.arms.values()) for m in table.measures},
@@ -69,11 +87,14 @@ def write_report(folder: Path) -> Path:
         summary=summary,
         absent=[name for name in FILES if not (folder / name).is_file()],
     )
-    path, unfinished = folder / "report.html", folder / "report.html.partial"
-    # A text may hold a lone surrogate, which UTF-8 cannot write; it is shown as its escape.
-    unfinished.write_bytes(page.encode("utf-8", errors="backslashreplace"))
-    os.replace(unfinished, path)
-    return path
+
+
+def _damage(error: Exception) -> str:
+    """What a message says of values that the report could not be made of."""
+    if isinstance(error, RerankError):
+        return str(error)
+    problem = f"a value is missing or of another kind than the report needs ({type(error).__name__}: {error})"
+    return f"{problem}; evaluate the run again"
 
 
 def seeds_told(table: Table) -> str:
@@ -100,8 +121,8 @@ def _read(path: Path, found_in: Callable[[dict[str, Any]], Found]) -> Found:
     content = _read_json(path)
     try:
         return found_in(content)
-    except InputError as error:
-        raise DataError.at(path, None, str(error)) from error
+    except DAMAGED as error:
+        raise DataError.at(path, None, _damage(error)) from error
 
 
 def _read_changes(path: Path, table: Table) -> tuple[list[Change], tuple[str, str] | None]:
@@ -126,7 +147,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError.at(path, getattr(error, "lineno", None), f"this is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError.at(path, None, f"a JSON object is needed, this is a {type(content).__name__}")
@@ -169,7 +190,10 @@ def _render(**content: Any) -> str:
     environment.filters.update(
         decimal=decimal, signed=signed, p_value=p_value, duration=_duration, csp_hash=_csp_hash, whole=_whole
     )
-    return environment.get_template("report.html.j2").render(**content)
+    try:
+        return environment.get_template("report.html.j2").render(**content)
+    except jinja2.UndefinedError as error:
+        raise ValueError(str(error)) from error
 
 
 def _csp_hash(script: str) -> str:

@@ -6,7 +6,8 @@
                                         --Refine(corrupted labels)--> random reward, shuffled reward, inverted reward
 
 `controls` in a recipe names the arms beside clone and refined: "labels", "standard", "all", or a list of names. All
-arms see the same lists; those that follow the clone take as many steps as refinement does.
+arms see the same lists (`[refine] band` is applied once, to the clone and the true labels); those that follow the clone
+take as many steps as refinement does.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from rerank.recipe import CONTROLS, Model, Recipe
 from rerank.training.clone import Clone
 from rerank.training.controls import inverted_labels, random_labels, shuffled_labels, shuffled_orderings
 from rerank.training.loop import Context, Schedule
-from rerank.training.refine import Refine, has_headroom
-from rerank.types import CandidateList, Ordering
+from rerank.training.refine import Refine, has_headroom, movable
+from rerank.types import CandidateList, Ordering, Reward
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"
 Group = Literal["main", "control", "corrupted"]
+WITHOUT_ANCHOR: dict[str, Any] = {"anchor": 0.0, "reset_reference": 0}
 
 
 class Task(NamedTuple):
@@ -37,12 +39,22 @@ class Task(NamedTuple):
     judged: Sequence[CandidateList]
     orderings: Sequence[Ordering]
     seed: int
+    out_of_band: int = 0
+    """Judged lists that `[refine] band` left out."""
 
     @property
     def refine(self) -> Refine:
-        """Refinement, with its number of steps fixed, so that every arm takes as many."""
+        """Refinement of `judged`, with its number of steps fixed, so that every arm takes as many."""
         settings = self.recipe.refine_of(self.model)
-        return replace(settings, steps=settings.total_steps(sum(map(has_headroom, self.judged))))
+        return replace(settings, steps=settings.total_steps(sum(map(has_headroom, self.judged))), band=())
+
+    def within_band(self, clone: ScorePolicy) -> Task:
+        """The task without the judged lists that, as `clone` ranks them, lie outside of `[refine] band`."""
+        settings = self.recipe.refine_of(self.model)
+        reward = reward_of(settings)
+        usable = movable(self.judged, reward)
+        outside = {id(c) for c in usable} - {id(c) for c in settings.within_band(clone, usable, reward, self.seed)}
+        return self._replace(judged=[c for c in self.judged if id(c) not in outside], out_of_band=len(outside))
 
 
 Learn = Callable[[Task, ScorePolicy, Context], dict[str, Any]]
@@ -70,7 +82,7 @@ def _clone_shuffled(task: Task, policy: ScorePolicy, context: Context) -> dict[s
 
 def _clone_longer(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
     clone = task.recipe.clone_of(task.model)
-    schedule = {f.name: getattr(task.refine, f.name) for f in fields(Schedule)} | {"anchor": 0.0}
+    schedule = {f.name: getattr(task.refine, f.name) for f in fields(Schedule)} | WITHOUT_ANCHOR
     longer = Clone(loss=clone.loss, unranked=clone.unranked, fit_first_stage=False, **schedule)
     return longer.run(policy, task.cloned, task.orderings, context)
 
@@ -89,7 +101,8 @@ def _supervised(loss: str | None = None, tempered: bool = False) -> Learn:
 def _refined(labels: Callable[[Task], Sequence[CandidateList]] | None = None, **changes: Any) -> Learn:
     def learn(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
         lists = task.judged if labels is None else labels(task)
-        return replace(task.refine, **changes).run(policy, lists, reward_of(task.refine), context)
+        report = replace(task.refine, **changes).run(policy, lists, reward_of(task.refine), context)
+        return {**report, "lists_out_of_band": task.out_of_band}
 
     return learn
 
@@ -139,7 +152,13 @@ _ARMS = (
         "refined for the worst candidates",
     ),
     Arm("shuffled teacher", None, "corrupted", _clone_shuffled, "a clone of orderings in an order that nobody meant"),
-    Arm("refined only", None, "control", _refined(fit_first_stage=True, anchor=0.0), "refined without a clone before"),
+    Arm(
+        "refined only",
+        None,
+        "control",
+        _refined(fit_first_stage=True, **WITHOUT_ANCHOR),
+        "refined without a clone before",
+    ),
     Arm("refined rloo", CLONE, "control", _refined(estimator="rloo"), "the clone, then RLOO on sampled rankings"),
     Arm("refined grpo", CLONE, "control", _refined(estimator="grpo"), "the clone, then GRPO on sampled rankings"),
     Arm("labels refined", LABELS, "control", _refined(), "the label control, then refined"),
@@ -154,6 +173,16 @@ def arms_of(recipe: Recipe) -> list[Arm]:
     wanted = {CLONE, REFINED, *(CONTROLS[controls] if isinstance(controls, str) else controls)}
     wanted |= {ARMS[name].start for name in wanted} - {None}  # type: ignore[arg-type]
     return [arm for arm in _ARMS if arm.name in wanted]
+
+
+def corruptible(arms: Sequence[Arm], reward: Reward) -> list[Arm]:
+    """The arms without those that refine on corrupted labels, unless `reward` pays by the lists' labels alone.
+
+    Any other reward would still pay for what is true, and what such an arm gains would prove nothing.
+    """
+    if getattr(reward, "graded", False):
+        return list(arms)
+    return [arm for arm in arms if arm.group != "corrupted" or arm.start is None]
 
 
 def meaning_of(arm: Arm, refine: Refine, control: Clone) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def _conclude(
     """Table, changes, diagnosis, calibration, summary and report of what has been done so far."""
     recipe, out = work.recipe, work.out
     runs = {**fixed, **{arm: found for model in models for arm, found in model.runs.items()}}
-    against = [pair for model in models for pair in model.against]
+    against = [pair for model in models for pair in model.against if all(arm in runs for arm in pair)]
     seconds = {arm: taken for model in models for arm, taken in model.seconds.items()}
     table = compare(runs, lists.collection.qrels, recipe.evaluation.measures, against, seconds)
     write_json(out / "table.json", table.to_json())
@@ -94,7 +94,7 @@ def _conclude(
     write_json(out / "changes.json", changes_json(changes, FIRST_STAGE, last))
     write_json(out / "diagnosis.json", {"arms": {arm: d for model in models for arm, d in model.diagnosis.items()}})
     write_json(out / "calibration.json", {name: c for model in models for name, c in model.calibration.items()})
-    write_json(out / "summary.json", _summary(work, models, lists, command))
+    write_json(out / "summary.json", _summary(work, models, lists, command, table))
     write_report(out)
     if work.log.console is not None:
         _show(work, table)
@@ -105,21 +105,21 @@ def _show(work: Workspace, table: Table) -> None:
     """The table on the console, what its arms mean, and what may be said."""
     assert work.log.console is not None  # the caller has looked
     work.log.console.print(table.to_rich())
-    for arm, meaning in legend(work.recipe).items():
+    for arm, meaning in legend(work.recipe, table.arms).items():
         work.log.say(f"  {arm}: {meaning}")
     work.log.say("")
     for sentence in table.verdict():
         work.log.say(f"  {sentence}")
 
 
-def _summary(work: Workspace, models: Sequence[Trained], lists: Lists, command: str) -> dict[str, Any]:
+def _summary(work: Workspace, models: Sequence[Trained], lists: Lists, command: str, table: Table) -> dict[str, Any]:
     return {
         "title": work.recipe.name,
         "command": command,
         "recipe": work.recipe.text,
         "versions": versions(),
         "data": lists.facts,
-        "legend": legend(work.recipe),
+        "legend": legend(work.recipe, table.arms),
         "notes": work.notes,
         "audit": {name: audited for model in models for name, audited in model.audit.items()},
         "groups": {arm: group for model in models for arm, group in model.groups.items()},
@@ -129,16 +129,20 @@ def _summary(work: Workspace, models: Sequence[Trained], lists: Lists, command: 
     }
 
 
-def legend(recipe: Recipe) -> dict[str, str]:
-    """Arm -> what it is."""
+def legend(recipe: Recipe, rows: Collection[str]) -> dict[str, str]:
+    """Arm -> what it is, for the arms that have a row in the table (with several models, one entry for all)."""
     several = "" if len(recipe.models) == 1 else "MODEL "
     refine, control = recipe.refine_of(recipe.models[0]), recipe.control_of(recipe.models[0])
-    return {
+    known = {
         FIRST_STAGE: "the candidates in the order in which they were retrieved",
         "teacher": f"whose orderings are cloned ({recipe.teacher.kind})",
         **{f"{several}{arm.name}": meaning_of(arm, refine, control) for arm in arms_of(recipe)},
         f"{several}{REFINED} alone": "the refined model without first-stage scores, as it is exported",
     }
+    arms = [arm.removeprefix(several) for arm in known]
+    there = {arm for arm in arms for model in recipe.models if arm_name(model, arm) in rows}
+    there |= {arm for arm in arms for row in rows if row == arm or (arm == "teacher" and row.startswith("teacher "))}
+    return {arm: meaning for arm, meaning in known.items() if arm.removeprefix(several) in there}
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from rerank.composition import dev_reward_of, policy_of, reward_named, reward_of
 from rerank.data import write_run
-from rerank.errors import InputError
-from rerank.experiment.arms import REFINED, Arm, Task, arms_of, questions
+from rerank.errors import InputError, TrainingError
+from rerank.experiment.arms import CLONE, REFINED, Arm, Task, arms_of, corruptible, questions
 from rerank.experiment.calibrating import calibrate
 from rerank.experiment.lists import Lists
 from rerank.experiment.reranking import RETRIEVAL
@@ -32,11 +33,14 @@ from rerank.training.audit import audit
 from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rerank.training.diagnosis import diagnose, weights_changed
 from rerank.training.loop import Context, Dev
+from rerank.training.paid import name_of
 from rerank.training.refine import has_headroom
-from rerank.types import CandidateList, Run
+from rerank.types import CandidateList, Reward, Run
 
 AUDITED, DIAGNOSED = 128, 64
 """Judged lists that an audit, dev lists that a diagnosis looks at: a cross-encoder has to score them all."""
+TRIED = 4
+"""Judged lists that a reward is tried on before anything is learned."""
 FIRST_STAGE = "first stage"
 
 
@@ -80,12 +84,12 @@ class ModelTraining:
         self, work: Workspace, model: Model, encoder: VectorStore | None, lists: Lists, orderings: Orderings
     ) -> None:
         self.work, self.model, self.encoder, self.lists, self.orderings = work, model, encoder, lists, orderings
-        self.arms = arms_of(work.recipe)
+        refine = work.recipe.refine_of(model)
+        self.arms = self._arms(reward_of(refine))
         self.found = Trained(
             against=[(arm_name(model, a), arm_name(model, b)) for a, b in questions(self.arms)],
             groups={arm_name(model, arm.name): arm.group for arm in self.arms},
         )
-        refine = work.recipe.refine_of(model)
         own = isinstance(refine.reward, str) and ":" in refine.reward
         # What a function of the user's own pays for need not be what is reported.
         reward = reward_named(work.recipe.evaluation.measures[0], ideal="judged") if own else dev_reward_of(refine)
@@ -100,6 +104,24 @@ class ModelTraining:
                 "there is nothing to learn from labels. Deepen the first stage (retrieval.depth), or check the "
                 "judgements"
             )
+        refine.try_on(lists.judged()[:TRIED], reward_of(refine))
+
+    def _arms(self, reward: Reward) -> list[Arm]:
+        """The arms of the recipe that say something about `reward`; the others are left out aloud."""
+        wanted = arms_of(self.work.recipe)
+        kept = corruptible(wanted, reward)
+        if len(kept) < len(wanted):
+            left = ", ".join(arm_name(self.model, arm.name) for arm in wanted if arm not in kept)
+            self.work.note(
+                f"left out: {left}. {name_of(reward)} pays by something else than the lists' labels, so it would stay "
+                "true, at least in part, when these are corrupted"
+            )
+        return kept
+
+    def leave_out(self, arm: Arm, why: str) -> None:
+        """Go on without an arm that cannot be trained, for this seed and those to come."""
+        self.work.note(f"{arm_name(self.model, arm.name)} is left out: {why}")
+        self.arms = [other for other in self.arms if other is not arm]
 
     def seed(self, number: int) -> Trained:
         """Train all arms with seed `number` (0 is the first); what the model added to the run up to now."""
@@ -146,27 +168,32 @@ class _Seed:
 
     def arm(self, arm: Arm) -> None:
         """Train one arm (or load it where an interrupted run had finished it) and rank the test lists."""
+        if arm.start not in self.weights:
+            self.training.leave_out(arm, f"there is no {arm.start} to begin with")
+            return
         name = arm_name(self.model, arm.name)
         self._start_from(arm.start)
         folder = self.work.out / "arms" / f"{name.replace(' ', '-')}{self._suffix()}"
         done = latest_checkpoint(folder) if self.work.resume else None
-        if done is None:
-            said = len(self.work.notes)
-            facts = self._learn(arm, name)
-            self._tell(name, arm, facts)
-            facts["notes"] = self.work.notes[said:]
-            save_checkpoint(folder, 0, Checkpoint({"weights": self.policy.state_dict()}, facts))
-        else:
-            self.policy.load_state_dict(dict(done.tensors["weights"]))
-            facts = dict(done.state)
-            self._switch(facts["first_stage"])
-            self.work.log.say(f"{name}: taken from {folder}")
-            for text in facts.get("notes", ()):  # what was to be said about it is to be said again
-                self.work.note(text)
+        diagnosed = self.number > 0 or (done is not None and "diagnosis" in done.state)
+        before = None if diagnosed else copy.deepcopy(self.policy)
+        try:
+            facts = self._learn(arm, name, folder) if done is None else self._take(done, name, folder)
+        except (InputError, TrainingError) as error:
+            if arm.group == "main":
+                raise
+            self.training.leave_out(arm, str(error))
+            return
+        if before is not None:
+            facts["diagnosis"] = self._diagnose(arm, before)
+            self.work.log.record(model=self.model.name or "model", stage=arm.name, diagnosis=facts["diagnosis"])
+            self._save(folder, facts)
         self.views[arm.name] = _views_after(self.policy, facts["dev_views"])
         if arm.name in self.starts:
             self.weights[arm.name] = _copied(self.policy)
             self.active[arm.name] = facts["first_stage"]
+        if arm.name == CLONE:
+            self.task = self.task.within_band(self.policy)
         self._add(name, arm, facts)
 
     def _start_from(self, start: str | None) -> None:
@@ -177,10 +204,11 @@ class _Seed:
         if self.policy.first_stage is not None:
             self.policy.first_stage.active = active
 
-    def _learn(self, arm: Arm, name: str) -> dict[str, Any]:
+    def _learn(self, arm: Arm, name: str, folder: Path) -> dict[str, Any]:
+        """The facts of an arm that is trained now; saved before anything else is asked of it."""
+        said = len(self.work.notes)
         began = time.monotonic()
         audited = self._audit() if arm.name == REFINED and self.number == 0 else None
-        before = copy.deepcopy(self.policy) if self.number == 0 else None
         facts = arm.learn(self.task, self.policy, self._context(arm))
         if arm.start is None:
             self._choose_view(name, facts)
@@ -188,10 +216,23 @@ class _Seed:
         facts["first_stage"] = self.policy.first_stage is not None and self.policy.first_stage.active
         if audited is not None:
             facts["audit"] = audited
-        if before is not None:
-            facts["diagnosis"] = self._diagnose(arm, before)
-            self.work.log.record(model=self.model.name or "model", stage=arm.name, diagnosis=facts["diagnosis"])
+        self._tell(name, arm, facts)
+        facts["notes"] = self.work.notes[said:]
+        self._save(folder, facts)
         return facts
+
+    def _take(self, done: Checkpoint, name: str, folder: Path) -> dict[str, Any]:
+        """The facts of an arm that an interrupted run had finished."""
+        self.policy.load_state_dict(dict(done.tensors["weights"]))
+        facts = dict(done.state)
+        self._switch(facts["first_stage"])
+        self.work.log.say(f"{name}: taken from {folder}")
+        for text in facts.get("notes", ()):  # what was to be said about it is to be said again
+            self.work.note(text)
+        return facts
+
+    def _save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        save_checkpoint(folder, 0, Checkpoint({"weights": self.policy.state_dict()}, facts))
 
     def _context(self, arm: Arm) -> Context:
         work = self.work
@@ -207,11 +248,13 @@ class _Seed:
 
     def _audit(self) -> dict[str, Any]:
         """What can be known of refinement before it begins: one forward pass over a sample of the judged lists."""
-        judged = self.task.judged
+        judged = self.training.lists.judged()  # also those outside of the band
         order = torch.randperm(len(judged), generator=generator(self.task.seed, "audit")).tolist()[:AUDITED]
         some = [_cut(judged[i], self.model.depth) for i in sorted(order)]
         found = audit(self.policy, some, reward_of(self.task.refine), seed=self.task.seed)
         self.work.log.say(f"{arm_name(self.model, REFINED)}: audit: {found.advice()}")
+        if found.pays_nothing:
+            self.work.note(f"{arm_name(self.model, REFINED)}: {found.advice()}")
         return found.to_json()
 
     def _diagnose(self, arm: Arm, began: ScorePolicy) -> dict[str, Any]:
@@ -240,15 +283,16 @@ class _Seed:
 
     def _tell(self, name: str, arm: Arm, facts: Mapping[str, Any]) -> None:
         seed = f" (seed {self.number})" if self.number else ""
+        served = _views_after(self.policy, facts["dev_views"])["served"]  # of what is handed over
         self.work.log.say(
-            f"{name}{seed}: dev {self.dev.name} {facts['dev']:.3f} at step {facts['best_step']} of {facts['steps']}, "
+            f"{name}{seed}: dev {self.dev.name} {served:.3f} at step {facts['best_step']} of {facts['steps']}, "
             f"{facts['lists']} lists, {facts['seconds']:.0f} s"
         )
-        plain = facts["dev_views"].get("plain", facts["dev"])
-        if arm.name == REFINED and plain < facts["dev"] - 0.05:
+        plain = facts["dev_views"].get("plain", served)
+        if arm.name == REFINED and plain < served - 0.05:
             self.work.note(
                 f"{name}: without first-stage scores it ranks much worse (dev {self.dev.name} {plain:.3f} against "
-                f"{facts['dev']:.3f}): use it with them, or train it longer"
+                f"{served:.3f}): use it with them, or train it longer"
             )
         if facts["best_step"] == 0 and arm.group != "corrupted":
             given = "what it began with" if arm.start is None else f"the {arm.start}"

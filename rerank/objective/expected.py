@@ -81,7 +81,8 @@ def expected_reward(scores: Tensor, reward: Any, lists: ListBatch, grid: Grid | 
             )
         return total
     if (expected := getattr(reward, "expected", None)) is not None:
-        return expected(scores, lists)
+        check_scores(scores, lists.mask)
+        return expected(scores.to(_working(scores)), lists)
     parts = [expected_reward(scores, part, lists, grid) for part in reward.parts]
     return reward.combine(torch.stack(parts, -1)[:, None, :], lists)[:, 0]
 

@@ -100,7 +100,9 @@ class Anchoring:
                 rankings = plackett_luce.sample(tempered, batch.mask, 4, draw, cutoff=10)
                 losses = losses + entropy_floor(tempered, batch.mask, rankings, schedule.entropy_floor, 10)
             if schedule.calibration:
-                losses = losses + schedule.calibration * cross_entropy(scores, batch.labels, batch.mask)
+                # The labels of a list that nobody judged are 0 and say nothing about its candidates.
+                judged = torch.tensor([c.labels is not None for c in batch.lists], device=losses.device)
+                losses = losses + schedule.calibration * judged * cross_entropy(scores, batch.labels, batch.mask)
             return losses, facts
 
         return regularised

@@ -28,6 +28,7 @@ from rerank.lists import ListBatch, batch_of, check_scores
 from rerank.models.policy import ScorePolicy
 from rerank.training.anchoring import ENTROPY, SAMPLE, automatic_temperature
 from rerank.training.audited import EQUAL, Audit, ListAudit
+from rerank.training.paid import name_of, paid
 from rerank.training.probing import AT_ONCE, drawn, expected_of, scores_of
 from rerank.types import CandidateList, Reward
 
@@ -101,11 +102,11 @@ def _audited(
     """The records of a group of lists."""
     greedy_first = plackett_luce.best(scores, batch.mask)
     by_grade = plackett_luce.best(batch.labels, batch.mask)
-    greedy, graded = reward(torch.stack([greedy_first, by_grade], 1), batch).unbind(1)
+    greedy, graded = paid(reward, torch.stack([greedy_first, by_grade], 1), batch).unbind(1)
     tempered = scores / temperature
     cutoff = getattr(reward, "cutoff", None)
     rankings = drawn(tempered, batch, samples, cutoff, seed, "audit")
-    rewards = reward(rankings, batch)
+    rewards = paid(reward, rankings, batch)
     best = rewards.amax(1)
     # What pays by something else than grades may pay more for another ranking than for the one by grade.
     ideal = torch.stack([greedy, graded, best]).amax(0)
@@ -151,7 +152,7 @@ def _summary(found: Sequence[ListAudit], reward: Reward, saturated: float, sampl
     if getattr(reward, "signed", False):
         lone = 0  # 0 is not "nothing" for such a reward: half of all rankings earn more
     return Audit(
-        reward=str(getattr(reward, "name", type(reward).__name__)),
+        reward=name_of(reward),
         graded=graded,
         lists=n,
         counted=len(counted),

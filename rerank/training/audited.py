@@ -121,8 +121,20 @@ class Audit:
         """Lists on which something is left to gain."""
         return round((self.at_the_edge + self.out_of_reach) * self.lists)
 
+    @property
+    def pays_nothing(self) -> bool:
+        """Whether no ranking of any list earns anything."""
+        return not self.ideal and not (self.saturated or self.at_the_edge or self.out_of_reach)
+
     def advice(self) -> str:
         """One sentence: what to do next, and the number that decides it."""
+        if self.graded and (said := self._about_candidates()):
+            return said
+        if self.pays_nothing:
+            return (
+                f"Check the reward: no ranking of any list earns anything by {self.reward}; is its level above all "
+                "grades, or are the ids of its orderings others than those of the lists?"
+            )
         if self.graded and (said := self._about_labels()):
             return said
         ideal, headroom, greedy = self.ideal or 0.0, self.headroom or 0.0, self.greedy or 0.0
@@ -142,8 +154,8 @@ class Audit:
             f"of at most {ideal:.3f}."
         )
 
-    def _about_labels(self) -> str:
-        """What must come before any training on labels; empty where nothing must."""
+    def _about_candidates(self) -> str:
+        """What must come before any training on labels: lists that have some; empty where nothing must."""
         if not self.counted:
             return f"Collect labels: none of {self.lists} lists has judgements."
         missed = self.without_relevant * self.lists / self.counted
@@ -152,6 +164,10 @@ class Audit:
                 f"Deepen the first stage: {_percent(missed)} of the judged lists hold no relevant candidate, "
                 "and no order of the candidates can help them."
             )
+        return ""
+
+    def _about_labels(self) -> str:
+        """Whether the labels that there are suffice; empty where they do."""
         if self.top_ceiling is not None and self.top_ceiling < CEILING:
             return (
                 f"Deepen the first stage: the relevant candidates fill only {_percent(self.top_ceiling)} of what "

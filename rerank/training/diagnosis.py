@@ -29,6 +29,7 @@ from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of
 from rerank.models.policy import ScorePolicy
+from rerank.training.paid import paid
 from rerank.training.probing import drawn, expected_of, scores_of
 from rerank.types import CandidateList, Ordering, Reward
 
@@ -64,7 +65,7 @@ def diagnose(
         raise InputError(f"temperature must be greater than 0, not {temperature!r}")
     scores, batch = scores_of(policy, lists), batch_of(lists)
     tempered = scores / temperature
-    greedy = reward(plackett_luce.best(scores, batch.mask)[:, None], batch)
+    greedy = paid(reward, plackett_luce.best(scores, batch.mask)[:, None], batch)
     facts = _sampled(tempered, batch, reward, cutoff, samples, seed)
     kl = None
     if reference is not None:
@@ -167,7 +168,7 @@ def _drawn_in_chunks(
     for number, start in enumerate(range(0, samples, CHUNK)):
         n = min(CHUNK, samples - start)
         rankings = drawn(scores, batch, n, places, seed, "diagnosis", number)
-        rewards.append(reward(rankings, batch))
+        rewards.append(paid(reward, rankings, batch))
         entropy += plackett_luce.choice_entropies(scores, batch.mask, rankings, cutoff)[0] * (n / samples)
         # Below a short list's end there are only places of padding, the same ones in every ranking.
         top = rankings[..., :cutoff].sort(-1).values

@@ -34,6 +34,7 @@ from rerank.training.checkpoint import (
     save_checkpoint,
 )
 from rerank.training.log import Log
+from rerank.training.paid import paid
 from rerank.types import CandidateList, Reward
 
 MAX_BAD_STEPS = 5
@@ -107,6 +108,11 @@ class Schedule:
         for name in ("reset_reference", "entropy_floor", "calibration"):
             if not 0 <= getattr(self, name) < 1e6:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        if self.reset_reference and self.anchor == 0:
+            raise InputError(
+                f"reset_reference = {self.reset_reference} moves the reference of an anchor, and anchor is 0: give the "
+                "anchor a weight, or leave reset_reference out"
+            )
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience must be at least 1 evaluation, not {self.patience!r}")
 
@@ -135,7 +141,7 @@ class Dev(NamedTuple):
                 batch = batch_of(group)
                 for view, scores in zip(("served", "plain"), policy.all_views(group).cpu(), strict=False):
                     rankings = plackett_luce.best(scores, batch.mask)[:, None, :]
-                    totals[view] = totals.get(view, 0.0) + float(self.reward(rankings, batch).sum())
+                    totals[view] = totals.get(view, 0.0) + float(paid(self.reward, rankings, batch).sum())
         return {view: total / len(self.lists) for view, total in totals.items()}
 
 

@@ -3,7 +3,8 @@
 1. A reward whose expectation under Plackett-Luce is known (nDCG, RR, AP, recall, mixtures ...) is optimised through it:
    the policy gradient without samples, groups, clipping or importance ratios. Any other reward is sampled.
 2. The objective of a list is u(E), not E (`objective.utility`): u = log gives lists where the reward is rare the weight
-   that their probability takes away. Sampled estimators maximise E itself: they know no unbiased gradient of log E.
+   that their probability takes away. Sampled estimators maximise E itself unless told otherwise; then the estimate
+   stands in for E, and the gradient of u is biased.
 3. Scores are divided by a temperature, so that the policy explores `entropy` nats a rank: a cloned policy is nearly
    deterministic and would have no gradient.
 4. KL to the clone over who is ranked first keeps the policy near what was learned (`anchor`, `training.anchoring`).
@@ -19,8 +20,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from rerank import plackett_luce
 from rerank.errors import InputError, nearest
-from rerank.lists import ListBatch
+from rerank.lists import ListBatch, batch_of
 from rerank.models.policy import ScorePolicy
 from rerank.objective.expected import expected_reward, is_exact
 from rerank.objective.sampled import ESTIMATORS, Estimate, list_clip
@@ -30,6 +32,7 @@ from rerank.training.anchoring import ENTROPY, Anchoring
 from rerank.training.audit import audit, in_band
 from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, Schedule, fit
+from rerank.training.paid import blamed, checked_pay, name_of, paid
 from rerank.types import CandidateList, Reward
 
 FITTED = 64
@@ -78,8 +81,6 @@ class Refine(Schedule):
         for name, allowed in (("gain", ("linear", "exponential")), ("ideal", ("candidates", "judged"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if self.temperature is not None and not 0 < self.temperature < 1e6:
-            raise InputError(f"temperature must be greater than 0, not {self.temperature!r}")
         if not 0 < self.entropy < 100:
             raise InputError(f"entropy must be greater than 0 nats, not {self.entropy!r}")
         if self.samples < 2:
@@ -89,18 +90,29 @@ class Refine(Schedule):
         if self.band and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1):
             raise InputError(f"band must be two shares, low below high, such as [0.1, 0.98], not {list(self.band)!r}")
 
+    def _check_terms(self) -> None:
+        super()._check_terms()
+        if self.temperature is not None and not 0 < self.temperature < 1e6:
+            raise InputError(f"temperature must be greater than 0, not {self.temperature!r}")
+        if self.temperature is not None and self.keep_entropy:
+            raise InputError(
+                f"keep_entropy moves the temperature, temperature = {self.temperature!r} fixes it: give one of the two"
+            )
+
     def run(
         self, policy: ScorePolicy, lists: Sequence[CandidateList], reward: Reward, context: Context
     ) -> dict[str, Any]:
         """Train `policy` in place to earn `reward`; returns counts, the temperature and the dev measure."""
-        estimator = self.estimator if self.estimator != "auto" else "exact" if is_exact(reward) else "rloo"
-        utility = self._utility(reward, estimator, context)
-        # What pays by something else than the labels may have something to gain in any list.
-        graded = getattr(reward, "graded", False)
-        usable = [c for c in lists if c.labels is not None and has_headroom(c)] if graded else list(lists)
+        estimator, utility = self.check(reward)
+        if estimator == "grpo":
+            context.log.say(
+                "note: grpo divides by the deviation of each list's rewards, which scales rare luck up by one to two "
+                "orders of magnitude; rloo does not"
+            )
+        usable = movable(lists, reward)
         if not usable:
             raise InputError(f"none of the {len(lists)} lists has a relevant candidate to move: nothing to refine")
-        kept = self._in_band(policy, usable, reward, context)
+        kept = self.within_band(policy, usable, reward, context.seed)
         if self.fit_first_stage and policy.first_stage is not None and not context.resumable():
             alone = _Reinforcement(self, reward, estimator, utility, self._anchoring(policy, kept, context))
             fit_first_stage(policy.first_stage, kept, alone, context.seed, FITTED)
@@ -121,27 +133,40 @@ class Refine(Schedule):
     def _anchoring(self, policy: ScorePolicy, lists: Sequence[CandidateList], context: Context) -> Anchoring:
         return Anchoring(policy, lists, self, context, True, self.entropy, self.temperature)
 
-    def _utility(self, reward: Reward, estimator: str, context: Context) -> str:
+    def check(self, reward: Reward) -> tuple[str, str]:
+        """(estimator, utility), "auto" resolved; InputError where they do not go with `reward`."""
+        estimator = self.estimator if self.estimator != "auto" else "exact" if is_exact(reward) else "rloo"
         if estimator == "exact" and not is_exact(reward):
-            raise InputError(f"the expectation of {_name(reward)} is not known: give a sampled estimator, such as rloo")
-        if estimator == "grpo":
-            context.log.say(
-                "note: grpo divides by the deviation of each list's rewards, which scales rare luck up by one to two "
-                "orders of magnitude; rloo does not"
+            raise InputError(
+                f"the expectation of {name_of(reward)} is not known: give a sampled estimator, such as rloo"
             )
         signed = bool(getattr(reward, "signed", False))
         if self.utility == "auto":
-            return "log" if estimator == "exact" and not signed else "linear"
+            return estimator, "log" if estimator == "exact" and not signed else "linear"
         if signed and self.utility != "linear":
-            raise InputError(f"{_name(reward)} can be negative: only utility 'linear' is defined for it")
-        return self.utility
+            raise InputError(f"{name_of(reward)} can be negative: only utility 'linear' is defined for it")
+        return estimator, self.utility
 
-    def _in_band(
-        self, policy: ScorePolicy, lists: list[CandidateList], reward: Reward, context: Context
+    def try_on(self, lists: Sequence[CandidateList], reward: Reward) -> None:
+        """InputError where `reward` cannot be refined as set; found out on a few lists, before any work is lost."""
+        estimator, _ = self.check(reward)
+        batch = batch_of(lists)
+        scores = torch.zeros(batch.mask.shape).masked_fill(~batch.mask, -torch.inf)
+        paid(reward, plackett_luce.best(scores, batch.mask)[:, None], batch)
+        with blamed(reward):
+            if estimator == "exact":
+                found = expected_reward(scores, reward, batch)
+            else:
+                found = ESTIMATORS[estimator](scores, reward, batch, 2, generator("trial")).value
+        checked_pay(reward, found, [len(lists)], batch)
+
+    def within_band(
+        self, policy: ScorePolicy, lists: Sequence[CandidateList], reward: Reward, seed: int
     ) -> list[CandidateList]:
+        """The lists that `band` lets through, as `policy` ranks them now; InputError where there are none."""
         if not self.band:
-            return lists
-        found = audit(policy, lists, reward, seed=context.seed)
+            return list(lists)
+        found = audit(policy, lists, reward, seed=seed)
         kept = [lists[i] for i in in_band(found, *self.band)]
         if not kept:
             raise InputError(f"band = {list(self.band)} keeps none of {len(lists)} lists: widen it, or leave it out")
@@ -152,6 +177,13 @@ def has_headroom(candidates: CandidateList) -> bool:
     """Whether some ranking of the list earns more than another: a relevant candidate and one of another grade."""
     grades = {max(0, label) for label in candidates.labels or ()}
     return len(grades) > 1
+
+
+def movable(lists: Sequence[CandidateList], reward: Reward) -> list[CandidateList]:
+    """The lists on which `reward` can tell rankings apart: those with headroom, where it pays by their labels."""
+    if not getattr(reward, "graded", False):
+        return list(lists)  # what pays by something else may have something to gain in any list
+    return [c for c in lists if has_headroom(c)]
 
 
 def relevant_first(candidates: CandidateList) -> list[int]:
@@ -190,7 +222,3 @@ class _Reinforcement:
         # The loss has the value of the utility and the gradient of the estimate.
         moved = torch.where(batch.mask, scores - scores.detach(), torch.zeros_like(scores))
         return -self.utility(found.value) - (moved * gradient).sum(-1), found.value
-
-
-def _name(reward: Reward) -> str:
-    return str(getattr(reward, "name", type(reward).__name__))
