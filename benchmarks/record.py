@@ -1,6 +1,7 @@
 """Keep the result of a run: `python benchmarks/record.py runs/trec-dl` writes benchmarks/results/trec-dl.json.
 
-What is kept: the table without its per-query values, the notes, data fingerprints, versions, hardware, commit, command.
+What is kept: the table without its per-query values, audit, diagnosis and calibration, the notes, data fingerprints,
+versions, hardware, commit, command.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ def record(folder: Path) -> Path:
     table.pop("per_query")
     kept = {
         key: summary[key]
-        for key in ("command", "recipe", "notes", "seeds", "versions", "data", "seconds", "seconds_total")
+        for key in ("command", "recipe", "notes", "seeds", "audit", "versions", "data", "seconds", "seconds_total")
     }
+    for name in ("diagnosis", "calibration"):
+        kept[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf8"))
     kept["command"] = re.sub(r" --out \S+", "", kept["command"])  # a folder of one machine says nothing to another
     today = datetime.now(timezone.utc).date().isoformat()
     content = {"date": today, "commit": commit(), "hardware": hardware(), **kept, "table": table}
