@@ -61,8 +61,8 @@ def pairs_per_second(stage: str, lists: list[CandidateList], policy: ScorePolicy
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="Steps of a turn.")
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="Steps of a turn.")
+    parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     scorer, _ = load_cross_encoder("minilm", max_length=128)
     policy, lists = ScorePolicy(scorer), lists_of()
