@@ -33,8 +33,8 @@ from rerank.engine.precision import PRECISIONS
 from rerank.errors import InputError, NotFound, RecipeError, nearest
 from rerank.evaluation.measures import parse_measure
 from rerank.training.clone import Clone
-from rerank.training.loop import Schedule
 from rerank.training.refine import Refine
+from rerank.training.schedule import Schedule
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -20,8 +20,9 @@ from rerank.teachers import Judged
 from rerank.training.anchoring import ENOUGH, FEW, Anchoring, anchor_strength
 from rerank.training.clone import Clone
 from rerank.training.log import Log
-from rerank.training.loop import Context, Schedule
+from rerank.training.loop import Context
 from rerank.training.refine import Refine
+from rerank.training.schedule import Schedule
 from rerank.types import CandidateList
 
 FAST = {"head_learning_rate": 0.1, "evaluations": 1, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 100.0}

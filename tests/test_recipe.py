@@ -10,7 +10,7 @@ from rerank.errors import InputError, NotFound, RecipeError
 from rerank.evaluation.measures import parse_measure
 from rerank.objective.sampled import ESTIMATORS
 from rerank.recipe import CONTROLS, Model, load_recipe, parse_recipe
-from rerank.training.loop import Schedule
+from rerank.training.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
 if sys.version_info >= (3, 11):

@@ -21,8 +21,9 @@ from rerank.models.policy import ScorePolicy
 from rerank.recipe import CONTROLS, Model, Recipe
 from rerank.training.clone import Clone
 from rerank.training.controls import inverted_labels, random_labels, shuffled_labels, shuffled_orderings
-from rerank.training.loop import Context, Schedule
+from rerank.training.loop import Context
 from rerank.training.refine import Refine, has_headroom, movable
+from rerank.training.schedule import Schedule
 from rerank.types import CandidateList, Ordering, Reward
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"

@@ -21,7 +21,8 @@ from rerank.models.policy import ScorePolicy
 from rerank.objective.imitation import LOSSES
 from rerank.training.anchoring import ENTROPY, Anchoring
 from rerank.training.first_stage import fit_first_stage
-from rerank.training.loop import Context, Schedule, fit
+from rerank.training.loop import Context, fit
+from rerank.training.schedule import Schedule
 from rerank.types import CandidateList, Ordering
 
 NEEDS_VALUES = ("list_net", "margin_mse", "lambda_rank", "softmax")

@@ -31,8 +31,9 @@ from rerank.randomness import generator
 from rerank.training.anchoring import ENTROPY, Anchoring
 from rerank.training.audit import audit, in_band
 from rerank.training.first_stage import fit_first_stage
-from rerank.training.loop import Context, Schedule, fit
+from rerank.training.loop import Context, fit
 from rerank.training.paid import blamed, checked_pay, name_of, paid
+from rerank.training.schedule import Schedule
 from rerank.types import CandidateList, Reward
 
 FITTED = 64
