@@ -297,10 +297,12 @@ class _Seed:
         if facts["best_step"] == 0 and arm.group != "corrupted":
             given = "what it began with" if arm.start is None else f"the {arm.start}"
             self.work.note(f"{name}{seed}: no step beat {given} on the dev lists, so that itself is handed over")
+        # A control's teacher is the labels.
+        unordered = "their labels order nothing" if arm.group == "control" else "the teacher did not order them"
         for key, text in (
             ("lists_without_headroom", "lists have nothing to gain and were dropped"),
             ("lists_out_of_band", "lists lie outside the pass band and were left out"),
-            ("lists_without_ordering", "lists were not ordered by the teacher and were left out"),
+            ("lists_without_ordering", f"lists were left out: {unordered}"),
             ("skipped_steps", "steps were skipped: their loss was not finite"),
         ):
             if facts.get(key) and self.number == 0 and arm.group != "corrupted":

@@ -132,7 +132,8 @@ class Calibrate:
                 logger.warning("calibration: %d %s", n, what.replace("_", " "))
         calibration = self.fit(found.served, found.relevant)
         if found.plain is not None:
-            calibration = replace(calibration, plain=self.fit(found.plain, found.relevant))
+            plain = self.fit(found.plain, found.relevant, "scores without the first stage's")
+            calibration = replace(calibration, plain=plain)
         policy.calibration = calibration
         if context is not None:
             n = len(found.relevant)
@@ -149,8 +150,8 @@ class Calibrate:
             **found.left_out,
         }
 
-    def fit(self, scores: np.ndarray, relevant: np.ndarray) -> Calibration:
-        """The calibration of logits [n] to relevance [n] (bool)."""
+    def fit(self, scores: np.ndarray, relevant: np.ndarray, what: str = "scores") -> Calibration:
+        """The calibration of logits [n] to relevance [n] (bool); `what` is how a warning calls the scores."""
         scores, relevant = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
         if scores.ndim != 1 or scores.shape != relevant.shape:
             raise InputError(f"scores {list(scores.shape)} and relevant {list(relevant.shape)} must both be [n]")
@@ -164,10 +165,10 @@ class Calibrate:
             where = int((~np.isfinite(scores)).nonzero()[0][0])
             raise InputError(f"calibration needs finite scores; that of candidate {where} is {scores[where]}")
         targets = np.where(relevant, (positive + 1.0) / (positive + 2.0), 1.0 / (n - positive + 2.0))
-        return _affine(scores, targets) if self.kind == "affine" else _isotonic(scores, targets)
+        return (_affine if self.kind == "affine" else _isotonic)(scores, targets, what)
 
 
-def _affine(scores: np.ndarray, targets: np.ndarray) -> Calibration:
+def _affine(scores: np.ndarray, targets: np.ndarray, what: str) -> Calibration:
     """The map of the module docstring; scores are standardised while it is fitted, so that any scale converges."""
     mean, deviation = float(scores.mean()), float(scores.std())
     # The mean of equal float64 numbers may miss them by a rounding: that is no deviation.
@@ -176,7 +177,7 @@ def _affine(scores: np.ndarray, targets: np.ndarray) -> Calibration:
     prior = float(np.log(base / (1.0 - base)))
     slope, shift = _newton((scores - mean) / deviation, targets, prior)
     if slope < FLAT:
-        logger.warning("calibration: scores do not rise with relevance; every candidate gets about the base rate")
+        logger.warning("calibration: %s do not rise with relevance; every candidate gets about the base rate", what)
         slope, shift = FLAT, prior
     a = min(max(slope / deviation, SMALLEST), LARGEST)
     return Calibration("affine", a=a, b=shift - a * mean)
@@ -208,7 +209,7 @@ def _newton(z: np.ndarray, targets: np.ndarray, prior: float) -> tuple[float, fl
     return float(w[0]), float(w[1])
 
 
-def _isotonic(scores: np.ndarray, targets: np.ndarray) -> Calibration:
+def _isotonic(scores: np.ndarray, targets: np.ndarray, what: str) -> Calibration:
     """Equal scores are pooled first; each block of the fit is a level stretch between two knots."""
     from scipy.optimize import isotonic_regression
 
@@ -216,7 +217,7 @@ def _isotonic(scores: np.ndarray, targets: np.ndarray) -> Calibration:
     means = np.bincount(place, weights=targets) / counts
     fitted = isotonic_regression(means, weights=counts)
     if len(fitted.blocks) == 2:
-        logger.warning("calibration: scores do not rise with relevance; every candidate gets the base rate")
+        logger.warning("calibration: %s do not rise with relevance; every candidate gets the base rate", what)
     knots: list[tuple[float, float]] = []
     for first, end in zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True):
         value = min(max(float(fitted.x[first]), 0.0), 1.0)
