@@ -68,7 +68,7 @@ def _carry_out(work: Workspace, command: str) -> Table:
         for number in range(recipe.seeds):
             training.seed(number)
             # The table grows as models and seeds do: whoever waits sees the first result early, and a kill loses none.
-            table = _conclude(work, fixed, models, lists, command)
+            table = _conclude(work, fixed, models, lists, command, said=number == recipe.seeds - 1)
     return table
 
 
@@ -78,9 +78,9 @@ def _run_of(lists: list[CandidateList]) -> Run:
 
 
 def _conclude(
-    work: Workspace, fixed: Mapping[str, list[Run]], models: Sequence[Trained], lists: Lists, command: str
+    work: Workspace, fixed: Mapping[str, list[Run]], models: Sequence[Trained], lists: Lists, command: str, said: bool
 ) -> Table:
-    """Table, changes, diagnosis, calibration, summary and report of what has been done so far."""
+    """Table, changes, diagnosis, calibration, summary and report of what has been done so far; `said`: shown too."""
     recipe, out = work.recipe, work.out
     runs = {**fixed, **{arm: found for model in models for arm, found in model.runs.items()}}
     against = [pair for model in models for pair in model.against if all(arm in runs for arm in pair)]
@@ -96,7 +96,7 @@ def _conclude(
     write_json(out / "calibration.json", {name: c for model in models for name, c in model.calibration.items()})
     write_json(out / "summary.json", _summary(work, models, lists, command, table))
     write_report(out)
-    if work.log.console is not None:
+    if said and work.log.console is not None:
         _show(work, table)
     return table
 

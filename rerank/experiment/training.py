@@ -95,6 +95,11 @@ class ModelTraining:
         reward = reward_named(work.recipe.evaluation.measures[0], ideal="judged") if own else dev_reward_of(refine)
         name = refine.reward if isinstance(refine.reward, str) else str(getattr(reward, "name", "mixture"))
         name = work.recipe.evaluation.measures[0] if own else name
+        if own and refine.select == "best":
+            work.note(
+                f"{arm_name(model, REFINED)}: steps are selected by {name} on dev, not by {refine.reward}, which may "
+                'pay for something else; select = "last" in [refine] keeps the last step'
+            )
         self.dev = Dev([_cut(c, model.depth) for c in lists.dev[: model.dev_lists]], reward, name)
         self.kept: float | None = None
         """What dev measured of the refined model that is saved; the best seed's is."""
