@@ -24,11 +24,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from itertools import permutations
 
 import torch
-from record import RESULTS, commit, hardware
+from record import RESULTS, stamp
 from torch import Tensor
 
 from rerank import plackett_luce
@@ -406,9 +405,7 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     content: dict[str, object] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(),
-        "hardware": hardware(),
+        **stamp(),
         "torch": torch.__version__,
         "quick": given.quick,
     }

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +41,12 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+def stamp() -> dict[str, Any]:
+    """When, of what and on what a result was measured."""
+    today = datetime.now(timezone.utc).date().isoformat()
+    return {"date": today, "commit": commit(), "hardware": hardware()}
+
+
 def record(folder: Path) -> Path:
     """The file written for the run in `folder`."""
     table = json.loads((folder / "table.json").read_text(encoding="utf8"))
@@ -52,8 +59,7 @@ def record(folder: Path) -> Path:
     for name in ("diagnosis", "calibration"):
         kept[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf8"))
     kept["command"] = re.sub(r" --out \S+", "", kept["command"])  # a folder of one machine says nothing to another
-    today = datetime.now(timezone.utc).date().isoformat()
-    content = {"date": today, "commit": commit(), "hardware": hardware(), **kept, "table": table}
+    content = {**stamp(), **kept, "table": table}
     path = RESULTS / f"{summary['title']}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
     return path

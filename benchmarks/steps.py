@@ -12,11 +12,10 @@ import argparse
 import json
 import statistics
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from record import RESULTS, commit, hardware
+from record import RESULTS, stamp
 
 from rerank.data import candidate_lists, load_collection
 from rerank.models.loading import load_cross_encoder
@@ -72,9 +71,7 @@ def main() -> None:
             speeds[stage] += pairs_per_second(stage, lists, policy, given.steps, turn)
     medians = {stage: statistics.median(found) for stage, found in speeds.items()}
     content = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(),
-        "hardware": hardware(),
+        **stamp(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "pairs_per_second": medians,

@@ -34,7 +34,6 @@ from rerank.errors import InputError, NotFound, RecipeError, nearest
 from rerank.evaluation.measures import parse_measure
 from rerank.training.clone import Clone
 from rerank.training.refine import Refine
-from rerank.training.schedule import Schedule
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -294,8 +293,7 @@ class Recipe:
                 f"control.epochs = {own['epochs']!r} has no effect: the control takes as many steps as refinement; set "
                 "refine.epochs for both, or control.steps"
             )
-        shared = {f.name: getattr(refine, f.name) for f in fields(Schedule)}
-        shared = {name: value for name, value in shared.items() if value is not None}
+        shared = {name: value for name, value in refine.shared().items() if value is not None}
         # The control starts exactly where refinement starts: from the clone, with the weights it has.
         shared |= {"loss": "lambda_rank", "fit_first_stage": False}
         if own.get("anchor") == 0:

@@ -13,17 +13,16 @@ take as many steps as refinement does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from rerank.composition import judged_teacher, reward_of
+from rerank.composition import FIRST_STAGE, judged_teacher, reward_of
 from rerank.models.policy import ScorePolicy
 from rerank.recipe import CONTROLS, Model, Recipe
 from rerank.training.clone import Clone
 from rerank.training.controls import inverted_labels, random_labels, shuffled_labels, shuffled_orderings
 from rerank.training.loop import Context
 from rerank.training.refine import Refine, has_headroom, movable
-from rerank.training.schedule import Schedule
 from rerank.types import CandidateList, Ordering, Reward
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"
@@ -83,7 +82,7 @@ def _clone_shuffled(task: Task, policy: ScorePolicy, context: Context) -> dict[s
 
 def _clone_longer(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
     clone = task.recipe.clone_of(task.model)
-    schedule = {f.name: getattr(task.refine, f.name) for f in fields(Schedule)} | WITHOUT_ANCHOR
+    schedule = task.refine.shared() | WITHOUT_ANCHOR
     longer = Clone(loss=clone.loss, unranked=clone.unranked, fit_first_stage=False, **schedule)
     return longer.run(policy, task.cloned, task.orderings, context)
 
@@ -197,7 +196,7 @@ def questions(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     names = [arm.name for arm in arms]
     asked = [(REFINED, name) for name in names if ARMS[name].group == "control"]
     asked += [("labels refined", "labels longer"), ("labels refined", LABELS)]
-    asked += [(REFINED, CLONE), (LABELS, CLONE), (CLONE, "first stage"), (REFINED, "first stage")]
+    asked += [(REFINED, CLONE), (LABELS, CLONE), (CLONE, FIRST_STAGE), (REFINED, FIRST_STAGE)]
     # A corrupted lesson must not help: each is held against what it began with.
     asked += [(name, CLONE) for name in names if ARMS[name].group == "corrupted"]
-    return [pair for pair in asked if all(name in names or name == "first stage" for name in pair)]
+    return [pair for pair in asked if all(name in names or name == FIRST_STAGE for name in pair)]

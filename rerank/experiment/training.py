@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from rerank.composition import dev_reward_of, policy_of, reward_named, reward_of
+from rerank.composition import FIRST_STAGE, dev_reward_of, policy_of, reward_named, reward_of
 from rerank.data import write_run
 from rerank.errors import InputError, TrainingError
 from rerank.experiment.arms import CLONE, REFINED, Arm, Task, arms_of, corruptible, questions
@@ -41,7 +41,6 @@ AUDITED, DIAGNOSED = 128, 64
 """Judged lists that an audit, dev lists that a diagnosis looks at: a cross-encoder has to score them all."""
 TRIED = 4
 """Judged lists that a reward is tried on before anything is learned."""
-FIRST_STAGE = "first stage"
 
 
 @final

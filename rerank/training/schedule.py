@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from rerank.errors import InputError
 
@@ -83,6 +83,10 @@ class Schedule:
             )
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience must be at least 1 evaluation, not {self.patience!r}")
+
+    def shared(self) -> dict[str, Any]:
+        """The settings of this stage that every stage has, for one that is to learn as long and as fast."""
+        return {f.name: getattr(self, f.name) for f in fields(Schedule)}
 
     def total_steps(self, n_lists: int) -> int:
         """The number of steps for a training set of `n_lists`."""
