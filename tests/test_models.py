@@ -23,6 +23,7 @@ from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore
 from rerank.models.light import LightScorer
 from rerank.models.loading import is_ranker, load_cross_encoder, load_policy, save_policy
+from rerank.models.pairs import ID
 from rerank.models.policy import FirstStageWeights, ScorePolicy, rerank_lists, with_rest
 from rerank.randomness import generator
 from rerank.types import CandidateList, Run
@@ -54,6 +55,11 @@ def seeded_head(scorer, seed=7, std=0.3):
 def cross_encoder_policy(folder, first_stage=None, max_length=64):
     scorer, _ = load_cross_encoder(str(folder), max_length=max_length, precision="float32", device="cpu")
     return ScorePolicy(seeded_head(scorer), first_stage, budget=200).eval()
+
+
+def ids(text):
+    """The token ids that an item holds as bytes."""
+    return np.frombuffer(text, dtype=ID).tolist()
 
 
 def logits(scorer, pairs):
@@ -185,8 +191,8 @@ def test_the_token_ids_of_a_pair_are_those_of_the_tokenizer(tiny_bert, tiny_robe
     for folder in (tiny_bert, tiny_roberta):
         scorer, _ = load_cross_encoder(str(folder), max_length=64, device="cpu")
         pairs = [(QUERY, text) for text in TEXTS if len(text) < 40]
-        ours = scorer._padded(scorer.encode_pairs(pairs))
-        theirs = scorer.tokenizer([q for q, _ in pairs], [d for _, d in pairs], padding=True, return_tensors="pt")
+        ours = scorer.pairs.padded(scorer.encode_pairs(pairs))
+        theirs = scorer.pairs.tokenizer([q for q, _ in pairs], [d for _, d in pairs], padding=True, return_tensors="pt")
         assert ours.keys() == theirs.keys()
         for name, values in theirs.items():
             assert ours[name].tolist() == values.tolist(), name
@@ -258,9 +264,9 @@ def test_special_tokens_in_a_text_never_become_special_ids(kind, tiny_bert, tiny
     scorer, _ = load_cross_encoder(str(tiny_bert if kind == "bert" else tiny_roberta), max_length=90, device="cpu")
     text = " ".join(("before", *SPECIALS, "after"))
     (item,) = scorer.encode_pairs([(text[:40], text)])
-    special = set(scorer.tokenizer.all_special_ids) - {scorer.tokenizer.unk_token_id}
-    assert set(scorer.tokenizer(text)["input_ids"][1:-1]) & special, "the tokenizer alone would be forged"
-    assert not special & {*item.query, *item.document}
+    special = set(scorer.pairs.tokenizer.all_special_ids) - {scorer.pairs.tokenizer.unk_token_id}
+    assert set(scorer.pairs.tokenizer(text)["input_ids"][1:-1]) & special, "the tokenizer alone would be forged"
+    assert not special & {*ids(item.query), *ids(item.windows[0])}
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -275,17 +281,17 @@ def test_text_with_special_tokens_is_not_lost(kind, tiny_bert, tiny_roberta):
 def test_a_long_document_never_cuts_the_query(length, tiny_bert):
     scorer, _ = load_cross_encoder(str(tiny_bert), max_length=24, device="cpu")
     (item,) = scorer.encode_pairs([("q" * length, "d " * 500)])
-    whole = scorer.tokenizer("q" * length, add_special_tokens=False)["input_ids"]
-    assert list(item.query) == whole[: 21 - 21 // 4], "a quarter of the window is the document's"
-    assert len(item.document) == max(21 // 4, 21 - length)
+    whole = scorer.pairs.tokenizer("q" * length, add_special_tokens=False)["input_ids"]
+    assert ids(item.query) == whole[: 21 - 21 // 4], "a quarter of the window is the document's"
+    assert len(ids(item.windows[0])) == max(21 // 4, 21 - length)
     assert len(item) == 24
 
 
 def test_a_document_that_fills_the_window_is_whole_and_a_longer_one_is_cut_to_it(tiny_bert):
     scorer, _ = load_cross_encoder(str(tiny_bert), max_length=24, device="cpu")
     beyond, at = scorer.encode_pairs([("qqqqq", "d " * 18), ("qqqqq", "d " * 16)])
-    assert at.document == beyond.document
-    assert len(at.document) == 16
+    assert at.windows == beyond.windows
+    assert len(ids(at.windows[0])) == 16
 
 
 def test_the_longest_pair_a_model_can_read_is_scored(tiny_bert, tiny_roberta):
@@ -329,12 +335,12 @@ def test_a_tokenizer_file_with_fixed_padding_and_truncation_changes_nothing(tiny
 
 
 def test_texts_are_remembered_without_end_neither_wrong_nor_growing(tiny_bert, monkeypatch):
-    monkeypatch.setattr("rerank.models.cross_encoder.TEXTS_KEPT", 3)
+    monkeypatch.setattr("rerank.models.pairs.TEXTS_KEPT", 3)
     scorer, _ = load_cross_encoder(str(tiny_bert), max_length=64, device="cpu")
     first = scorer.encode_pairs([(QUERY, text) for text in TEXTS])
     for i in range(20):
         scorer.encode_pairs([(QUERY, f"text {i}")])
-    assert len(scorer._ids) <= 3 + 2 + len(TEXTS)
+    assert len(scorer.pairs._ids) <= 3 + 2 + len(TEXTS)
     assert scorer.encode_pairs([(QUERY, text) for text in TEXTS]) == first
 
 
