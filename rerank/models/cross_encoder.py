@@ -120,10 +120,11 @@ class CrossEncoderScorer(nn.Module):
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), _inputs_of_head(self.model) as seen:
+            with torch.no_grad(), _input_of_head(self.model) as seen:
                 self.model({name: values.to(self.device) for name, values in self.pairs.padded(items).items()})
+                wanted = seen.pop().reshape(len(items), -1)
                 for way in ways:
-                    if self._agrees(items, way, seen):
+                    if self._agrees(items, way, wanted, seen):
                         return way
         finally:
             self.model.train(was_training)
@@ -131,15 +132,14 @@ class CrossEncoderScorer(nn.Module):
         logger.info("%s is run padded: packed sequences gave other numbers", type(self.network).__name__)
         return None
 
-    def _agrees(self, items: Sequence[PairItem], way: Gathering, seen: list[Tensor]) -> bool:
-        """Whether `way` brings to the head what the first run brought, `seen[0]`."""
-        del seen[1:]
+    def _agrees(self, items: Sequence[PairItem], way: Gathering, wanted: Tensor, seen: list[Tensor]) -> bool:
+        """Whether `way` brings to the head what padded sequences bring, `wanted`."""
         try:
             self._packed(self.pairs.rows(items), way)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, AttributeError):
             return False
-        wanted, found = (x.reshape(len(items), -1) if x.numel() % len(items) == 0 else x for x in (seen[0], seen[-1]))
-        return len(seen) > 1 and wanted.shape == found.shape and torch.allclose(wanted, found, rtol=1e-3, atol=1e-4)
+        found = seen.pop()
+        return found.numel() == wanted.numel() and torch.allclose(found.reshape(wanted.shape), wanted, 1e-3, 1e-4)
 
 
 def _probes(pairs: PairTokenizer) -> list[PairItem]:
@@ -159,12 +159,16 @@ def _some(ids: np.ndarray, start: int, n: int) -> bytes:
 
 
 @contextmanager
-def _inputs_of_head(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the last linear layer is given, run by run; a fresh head gives zeros, whatever it is given."""
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+def _input_of_head(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the last linear layer of a run was given; its output says nothing while the head is fresh, that is zero."""
     seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].float()))
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[:] = [args[0].float()]
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
         yield seen
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

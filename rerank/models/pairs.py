@@ -77,6 +77,16 @@ class PairTokenizer:
         self._lock = threading.Lock()  # a loop prepares its next step in a thread of its own
         self._told: set[str] = set()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PairTokenizer:
+        """The tokenizer itself: copies of a policy share it, for nothing in it is trained."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_ids": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def encode(self, lists: Sequence[CandidateList]) -> list[PairItem]:
         """One item for each candidate of each list, in order."""
         return self.encode_pairs([(c.query, text) for c in lists for text in c.texts])
