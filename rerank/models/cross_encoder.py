@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rerank.engine.precision import autocast, compute_dtype
 from rerank.errors import InputError
 from rerank.models import packing
+from rerank.models.dropout import quicken
 from rerank.models.packing import Gathering, Pack
 from rerank.models.pairs import ID, PairItem, PairTokenizer, Rows, best_window
 from rerank.types import CandidateList
@@ -41,6 +42,7 @@ class CrossEncoderScorer(nn.Module):
         if model.num_labels != 1:
             raise InputError(f"a reranker has one output; this model has num_labels = {model.num_labels}")
         self.model = model
+        quicken(model)
         self.pairs = PairTokenizer(model.tokenizer, max_length, model.max_seq_length, windows)
         self.precision = precision
         self.gathering: Gathering | None = None

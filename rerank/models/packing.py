@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rerank.models.dropout import dropped
+
 logger = logging.getLogger("rerank.models")
 
 ATTENTION = "rerank_packed"
@@ -106,16 +108,29 @@ def _by_length(
     q: Tensor, k: Tensor, v: Tensor, pack: Pack, scale: float | None, dropout: float, width: int | None
 ) -> Tensor:
     """One call for each run of equal lengths, on views: micro-batches are sorted, so the runs are few."""
+    # On CPUs torch's fused kernel has no dropout, and its backward pass in half precision takes five times the steps'.
+    slow = dropout > 0.0 or (q.dtype != torch.float32 and q.requires_grad)
+    runs = [(length, len(list(run))) for length, run in groupby(pack.lengths)]
+    # Split, not sliced: the gradient of a slice is a tensor of the whole's size, for each slice.
+    split = [x.split([length * n for length, n in runs]) for x in (q, k, v)]
     parts = []
-    at = 0
-    for length, run in groupby(pack.lengths):
-        n = len(list(run))
-        some = slice(at, at + n * length)
-        at = some.stop
-        rows = [x[some].unflatten(0, (n, length)).transpose(1, 2) for x in (q, k, v)]  # [n, heads, length, dim]
-        found = F.scaled_dot_product_attention(*rows, _band(length, width, q.device), dropout, scale=scale)
+    for (length, n), *flat in zip(runs, *split, strict=True):
+        rows = [x.unflatten(0, (n, length)).transpose(1, 2) for x in flat]  # [n, heads, length, dim]
+        band = _band(length, width, q.device)
+        if slow:
+            found = _step_by_step(*rows, band, dropout, scale)
+        else:
+            found = F.scaled_dot_product_attention(*rows, band, scale=scale)
         parts.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
+
+
+def _step_by_step(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float, scale: float | None) -> Tensor:
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    shares = torch.softmax(scores, -1)
+    return (dropped(shares, dropout) if dropout > 0.0 else shares) @ v
 
 
 def _within_padding(
