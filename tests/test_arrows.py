@@ -33,8 +33,10 @@ ARROWS = {
     "recipe": FOUNDATION | {"evaluation.measures", "engine.precision", "training"},
     "composition": PURE
     | {"data", "evaluation", "models", "recipe", "reranker", "retrieval", "rewards", "teachers", "training"},
-    "experiment": PURE | {"composition", "data", "evaluation", "models", "recipe", "reranker", "retrieval", "training"},
-    "experiment.teaching": PURE | {"composition", "experiment", "teachers"},
+    "experiment": PURE
+    | {"composition", "data", "engine", "evaluation", "models", "recipe", "reranker", "retrieval", "training"},
+    "experiment.teaching": PURE | {"composition", "engine", "experiment", "teachers"},
+    "integrations": FOUNDATION | {"reranker"},
     "cli": FOUNDATION
     | {"composition", "data", "evaluation", "experiment", "models", "recipe", "retrieval", "reranker", "teachers"},
     "testing": FOUNDATION | {"lists", "objective", "plackett_luce"},

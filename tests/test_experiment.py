@@ -729,7 +729,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_table(interrupted, f
 
     out, calls = tmp_path / "torn", []
     with monkeypatch.context() as kill:
-        owner, name = (Clone, "run") if interrupted == "in the second arm" else (training, "rerank_lists")
+        owner, name = (Clone, "run") if interrupted == "in the second arm" else (training, "ranked")
         original = getattr(owner, name)
 
         def second_time_lucky(*args, **kwargs):

@@ -27,8 +27,9 @@ from rerank.training.anchoring import Anchoring, automatic_temperature
 from rerank.training.audit import audit, in_band
 from rerank.training.clone import Clone
 from rerank.training.log import Log
-from rerank.training.loop import Context, Dev, fit, sublist
+from rerank.training.loop import Context, Dev, fit
 from rerank.training.refine import Refine, _Reinforcement, has_headroom, relevant_first
+from rerank.training.sampling import sublist
 from rerank.training.schedule import Schedule
 from rerank.types import CandidateList, Ordering
 

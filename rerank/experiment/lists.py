@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rerank.composition import FIRST_STAGE, retrievers_of
 from rerank.data import candidate_lists, check_disjoint, fingerprint, hold_out, load_collection, read_run
+from rerank.engine.processes import is_main
 from rerank.errors import InputError, Mismatch
 from rerank.experiment.workspace import DATA, Workspace, write_json
 from rerank.models.encoder import VectorStore
@@ -104,7 +105,8 @@ def _same_data(work: Workspace, facts: dict[str, Any]) -> None:
                     f"the data changed since this run was begun: {', '.join(changed)}. What was computed from the old "
                     "data cannot be mixed with the new: restore it, or begin anew with another --out"
                 )
-    write_json(written, found)
+    if is_main():
+        write_json(written, found)
 
 
 def _collection(source: Source, base: Path) -> Collection:
@@ -136,7 +138,8 @@ class _FirstStages:
         """Candidate lists with all features; `as_it_is` keeps a stored run's candidates to that run alone."""
         folder = self.work.out / "first_stage" / name
         retrievers = self._retrievers(collection)  # also for a stored first stage: the index holds the vectors
-        if self.work.resume and (folder / "first_stage.json").exists():
+        # The main process has been here before the others (`main_first`): they read what it found.
+        if (self.work.resume or not is_main()) and (folder / "first_stage.json").exists():
             found = FirstStage.load(folder)
         else:
             found = self._retrieve(source, collection, retrievers, as_it_is)

@@ -1,26 +1,82 @@
-"""A trained model at work on files: rank texts for one query, rerank a whole run."""
+"""A trained model at work on files: rank texts for one query, rerank a whole run or one shard of it.
+
+Each list is scored by itself. Float sums differ in their last bits with what else is in a batch, so this is what makes
+a shard's scores, and those of a run that was interrupted, the very numbers of an unsharded run.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, retrievers_of
-from rerank.data import candidate_lists, load_collection, read_run, write_run
+from rerank.data import candidate_lists, load_collection, read_run
 from rerank.data.formats import json_lines, numbered_lines
-from rerank.errors import DataError, NotFound
+from rerank.engine.precision import automatic_device, compute_dtype
+from rerank.errors import DataError, InputError, Mismatch, NotFound
+from rerank.experiment.journal import Ranking
+from rerank.experiment.shards import WHOLE, Part, Portion, Shard, digest_of, sha256_of, summed, write_part
+from rerank.models.encoder import VectorStore, named_failures
+from rerank.models.light import LightScorer
 from rerank.models.loading import backbone_path, load_encoder, load_policy
-from rerank.models.policy import rerank_lists, with_rest
+from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
 from rerank.recipe import Retrieval
 from rerank.reranker import Ranked, Reranker
 from rerank.retrieval.first_stage import features_for
-from rerank.types import Collection, Run
+from rerank.types import CandidateList, Collection, Run
+
+logger = logging.getLogger("rerank.experiment")
 
 RETRIEVAL = "retrieval.json"
 """In a model folder: the first stage that the model was trained with."""
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".onnx", ".data")
+"""Endings of the files that decide what a model computes: settings, weights, vocabularies."""
+EXPORTED = "onnx"
+"""The folder of exported weights, inside a model's own."""
+
+
+@final
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded; None is the model's or the machine's own."""
+
+    device: str | None = None
+    precision: str = "auto"
+    max_length: int | None = None
+    backend: str = "torch"
+
+    def policy(self, model: str) -> ScorePolicy:
+        """The model, loaded."""
+        return load_policy(model, self.device, self.precision, self.max_length, self.backend)
+
+    @property
+    def place(self) -> str:
+        """The kind of device that is computed on: cpu, cuda or mps."""
+        return (self.device or str(automatic_device())).partition(":")[0]
+
+    @property
+    def number_format(self) -> str:
+        """What `precision` means on this machine: float32, bfloat16 or float16; int8 for an exported model."""
+        import torch
+
+        if self.backend == "onnx":
+            return self.precision.replace("auto", "float32")
+
+        try:
+            dtype = compute_dtype(self.precision, torch.device(self.place))
+        except RuntimeError as error:
+            raise InputError(f"device {self.device!r} is not known; give 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+        return str(dtype or "float32").removeprefix("torch.")
+
+
+AUTOMATIC = Loading()
 
 
 def rank_texts(
@@ -30,6 +86,7 @@ def rank_texts(
     top_k: int,
     probabilities: bool = False,
     min_probability: float | None = None,
+    loading: Loading = AUTOMATIC,
 ) -> list[Ranked]:
     """The best documents of a file (one text a line, or JSONL with ids and texts) for `query`."""
     if not documents.is_file():
@@ -40,7 +97,7 @@ def rank_texts(
         texts = [text for _, text in numbered_lines(documents) if text.strip()]
     if not texts:
         raise DataError.at(documents, None, "it holds no text; give one document a line")
-    reranker = Reranker.from_pretrained(model)
+    reranker = Reranker(loading.policy(model))
     return reranker.rank(query, texts, top_k, probabilities=probabilities, min_probability=min_probability)
 
 
@@ -52,20 +109,121 @@ def _text(record: dict[str, Any], path: Path, line: int) -> str:
 
 
 def rerank_run(
-    model: str, collection: str, run: Path, out: Path, depth: int | None = None, console: Console | None = None
-) -> Run:
-    """Rerank the first `depth` documents of each query of `run`; the others stay below. Written to `out` as TREC."""
-    policy = load_policy(model)
-    loaded = load_collection(collection)
-    first = read_run(run)
-    features = {FIRST_STAGE: first}
-    if policy.first_stage is not None and policy.first_stage.active:
-        features |= retriever_scores(model, loaded, first, policy.first_stage.names)
-    lists = candidate_lists(loaded, first, features)
-    short = [c if depth is None else c.subset(range(min(depth, len(c)))) for c in lists]
-    ranked = with_rest(rerank_lists(policy, short, out.stem)["served"], lists, out.stem)
-    write_run(ranked, out)
-    return ranked
+    model: str,
+    collection: str,
+    run: Path,
+    out: Path,
+    depth: int | None = None,
+    loading: Loading = AUTOMATIC,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Part:
+    """A part of `out` (TREC): the first `depth` documents of each query of `run` reranked, the others below them.
+
+    Kept query by query: after a fault the same call goes on where it was (`experiment.shards`).
+    """
+    if out.resolve() == run.resolve():
+        raise InputError(f"--out {out} is the run itself; the reranked run needs a file of its own")
+    loaded, first = load_collection(collection), read_run(run)
+    shared = _shared(loaded, first)
+    places = shard.share([min(len(first.rankings[query_id]), depth or len(loaded.documents)) for query_id in shared])
+    query_ids = tuple(shared[places.start : places.stop])
+    own = Run({query_id: first.rankings[query_id] for query_id in query_ids}, first.name)
+    lists = {c.query_id: c for c in candidate_lists(_with_queries(loaded, query_ids), own)}
+    job = {
+        "command": "rank",
+        "name": out.stem,
+        "run": sha256_of(run),
+        "model": model_digest(model, loading.backend),
+        "queries": digest_of(text for query_id in shared for text in (query_id, loaded.queries[query_id])),
+        "documents": len(loaded.documents),
+        "depth": depth,
+        "max_length": loading.max_length,
+        "precision": loading.number_format,
+        "backend": loading.backend,
+    }
+    texts = summed(digest_of((c.query_id, c.query, *c.doc_ids, *c.texts)) for c in lists.values())
+    portion = Portion(shard, job, query_ids, (places.start, places.stop, len(shared)), texts, loading.place)
+
+    def ranks(remaining: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
+        policy = loading.policy(model)
+        rest = Run({query_id: own.rankings[query_id] for query_id in remaining}, own.name)
+        chosen = [lists[query_id] for query_id in remaining]
+        return _reranked(policy, _with_features(policy, model, loaded, rest, chosen), depth, out.stem)
+
+    return write_part(portion, out, ranks, overwrite, console)
+
+
+def _shared(collection: Collection, run: Run) -> list[str]:
+    """The query ids that run and collection share, in the run's order; those that only one has are counted aloud."""
+    shared = [query_id for query_id, ranking in run.rankings.items() if ranking and query_id in collection.queries]
+    if not shared:
+        theirs, ours = list(run.rankings)[:3], list(collection.queries)[:3]
+        raise Mismatch(
+            f"run {run.name!r} ranks no query of collection {collection.name!r} (query ids {theirs} and {ours}); give "
+            "the run of these queries"
+        )
+    without, unknown = len(collection.queries) - len(shared), len(run.rankings) - len(shared)
+    if without or unknown:
+        logger.warning(
+            "%d of %d queries of %r have no candidates in run %r and %d queries of the run are not in the collection; "
+            "left out", without, len(collection.queries), collection.name, run.name, unknown,
+        )  # fmt: skip
+    return shared
+
+
+def _with_queries(collection: Collection, query_ids: Sequence[str]) -> Collection:
+    """The collection with the given queries alone."""
+    queries = {query_id: collection.queries[query_id] for query_id in query_ids}
+    return Collection(collection.documents, queries, name=collection.name)
+
+
+def _with_features(
+    policy: ScorePolicy, model: str, collection: Collection, run: Run, lists: Sequence[CandidateList]
+) -> list[CandidateList]:
+    """The lists with the first-stage scores that the policy reads."""
+    if policy.first_stage is None or not policy.first_stage.active:
+        return list(lists)
+    runs = {FIRST_STAGE: run} | retriever_scores(model, collection, run, policy.first_stage.names)
+    scores = {name: other.scores for name, other in runs.items()}
+    return [
+        replace(
+            c,
+            features={
+                name: tuple(by_query.get(c.query_id, {}).get(doc_id, math.nan) for doc_id in c.doc_ids)
+                for name, by_query in scores.items()
+            },
+        )
+        for c in lists
+    ]
+
+
+def _reranked(
+    policy: ScorePolicy, lists: Iterable[CandidateList], depth: int | None, name: str
+) -> Iterator[tuple[str, Ranking]]:
+    """(query id, its ranking) of each list, scored by itself."""
+    for candidates in lists:
+        if isinstance(policy.scorer, LightScorer):
+            # A text that an earlier query brought was encoded in another batch: its vector may differ in last bits.
+            policy.scorer.store = VectorStore(policy.scorer.store.encoder)
+        head = candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
+        served = rerank_lists(policy, [head], name)["served"]
+        yield candidates.query_id, with_rest(served, [candidates], name).rankings[candidates.query_id]
+
+
+def model_digest(model: str, backend: str = "torch") -> str:
+    """What tells a model apart: the sha256 of its files in a folder, the commit of a model of the hub."""
+    folder = Path(backbone_path(model))
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
+        if backend != "onnx":  # an export that comes later leaves the model what it is
+            files = [path for path in files if EXPORTED not in path.relative_to(folder).parts]
+        return digest_of(text for path in files for text in (path.relative_to(folder).as_posix(), sha256_of(path)))
+    from huggingface_hub import hf_hub_download
+
+    with named_failures(model):
+        return Path(hf_hub_download(model, "config.json")).parent.name
 
 
 def retriever_scores(model: str, collection: Collection, run: Run, names: tuple[str, ...]) -> dict[str, Run]:

@@ -1,4 +1,9 @@
-"""`train`: one recipe, start to report."""
+"""`train`: one recipe, start to report.
+
+Launched as several processes (`torchrun`, `accelerate launch`), all of them go through this file. The main one claims
+the folder, retrieves, asks the teachers, concludes and writes; the others read what it wrote. They share the steps of
+training, the dev lists and the test lists; audits and diagnoses, which are small, each makes for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ import os
 import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,14 +20,16 @@ from typing import Any
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, check_parts
+from rerank.engine.processes import by_main, is_main, main_first, started
 from rerank.errors import RerankError
 from rerank.evaluation.changes import changes_json, largest_changes
 from rerank.evaluation.report import write_report
 from rerank.evaluation.tables import Table, compare
 from rerank.experiment.arms import REFINED, arms_of, meaning_of
 from rerank.experiment.lists import Lists, prepare
+from rerank.experiment.ranking import keep_run
 from rerank.experiment.teaching import teach
-from rerank.experiment.training import ModelTraining, Trained, arm_name, keep_run
+from rerank.experiment.training import ModelTraining, Trained, arm_name
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
 from rerank.models.loading import load_encoder
 from rerank.recipe import Recipe
@@ -35,19 +44,19 @@ def train(recipe: Recipe, out: Path, resume: bool = False, console: Console | No
 
     An interrupted run goes on with `resume=True`; a folder that already holds a run is refused without it.
     """
-    check_parts(recipe)
-    claim(out, recipe, resume)
-    try:
-        with locked(out):
-            work = Workspace(recipe, out, resume, Log(out / "metrics.jsonl", console))
-            try:
-                return _carry_out(work, command)
-            finally:
-                work.log.close()
-    except RerankError:
-        if not resume:
-            disclaim(out)
-        raise
+    with started():
+        check_parts(recipe)
+        by_main(lambda: claim(out, recipe, resume))
+        log = Log(out / "metrics.jsonl", console) if is_main() else Log()
+        try:
+            with ExitStack() as held:
+                by_main(lambda: held.enter_context(locked(out)))
+                held.callback(log.close)
+                return _carry_out(Workspace(recipe, out, resume, log), command)
+        except RerankError:
+            if not resume and is_main():
+                disclaim(out)
+            raise
 
 
 def _carry_out(work: Workspace, command: str) -> Table:
@@ -55,8 +64,8 @@ def _carry_out(work: Workspace, command: str) -> Table:
     needs_encoder = "dense" in recipe.retrieval.retrievers or any(m.kind == "light" for m in recipe.models)
     encoder = load_encoder(recipe.retrieval.encoder) if needs_encoder else None
     with work.timed("retrieve"):
-        lists = prepare(work, encoder)
-    orderings = teach(work, lists)
+        lists = main_first(lambda: prepare(work, encoder))
+    orderings = by_main(lambda: teach(work, lists))
     fixed = {FIRST_STAGE: [_run_of(lists.test.lists)], **{name: [run] for name, run in orderings.test.items()}}
     for runs in fixed.values():
         keep_run(work, runs[0])
@@ -68,7 +77,8 @@ def _carry_out(work: Workspace, command: str) -> Table:
         for number in range(recipe.seeds):
             training.seed(number)
             # The table grows as models and seeds do: whoever waits sees the first result early, and a kill loses none.
-            table = _conclude(work, fixed, models, lists, command, said=number == recipe.seeds - 1)
+            last = number == recipe.seeds - 1
+            table = by_main(partial(_conclude, work, fixed, models, lists, command, said=last))
     return table
 
 

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from rerank.composition import FIRST_STAGE, dev_reward_of, policy_of, reward_named, reward_of
-from rerank.data import write_run
+from rerank.engine.processes import agreed, by_main
 from rerank.errors import InputError, TrainingError
 from rerank.experiment.arms import CLONE, REFINED, Arm, Task, arms_of, corruptible, questions
 from rerank.experiment.calibrating import calibrate
 from rerank.experiment.lists import Lists
+from rerank.experiment.ranking import keep_run, ranked
 from rerank.experiment.reranking import RETRIEVAL
 from rerank.experiment.teaching import Orderings
 from rerank.experiment.workspace import Workspace, write_json
 from rerank.models.encoder import VectorStore
 from rerank.models.loading import save_policy
-from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
+from rerank.models.policy import ScorePolicy, with_rest
 from rerank.randomness import generator
 from rerank.recipe import Model
 from rerank.training.audit import audit
@@ -65,14 +66,6 @@ class Trained:
 def arm_name(model: Model, stage: str) -> str:
     """How the table calls an arm of a model."""
     return f"{model.name} {stage}" if model.name and stage != FIRST_STAGE else stage
-
-
-def keep_run(work: Workspace, run: Run, seed: int = 0) -> None:
-    """Write what an arm ranked to `runs/ARM.trec`; `ARM.seed-K.trec` for a further seed."""
-    folder = work.out / "runs"
-    folder.mkdir(exist_ok=True)
-    suffix = f".seed-{seed}" if seed else ""
-    write_run(run, folder / f"{run.name.replace(' ', '-')}{suffix}.trec")
 
 
 @final
@@ -144,6 +137,10 @@ class ModelTraining:
         if self.kept is not None and dev <= self.kept:
             return
         self.kept = dev
+        by_main(lambda: self._save(policy))
+        policy.calibration = None  # the arms that follow learn from uncalibrated weights
+
+    def _save(self, policy: ScorePolicy) -> None:
         recipe, model, work = self.work.recipe, self.model, self.work
         test = [_cut(c, model.depth) for c in self.lists.test.lists]
         facts = calibrate(work, recipe.calibrate, policy, self.dev.lists, test)
@@ -151,7 +148,6 @@ class ModelTraining:
             self.found.calibration[model.name or "model"] = facts
         folder = work.out / "model" / model.name if model.name else work.out / "model"
         save_policy(policy, folder)
-        policy.calibration = None  # the arms that follow learn from uncalibrated weights
         write_json(folder / RETRIEVAL, asdict(recipe.retrieval))
 
 
@@ -179,6 +175,7 @@ class _Seed:
         self._start_from(arm.start)
         folder = self.work.out / "arms" / f"{name.replace(' ', '-')}{self._suffix()}"
         done = latest_checkpoint(folder) if self.work.resume else None
+        agreed(f"whether {name} is finished", done is not None)
         diagnosed = self.number > 0 or (done is not None and "diagnosis" in done.state)
         before = None if diagnosed else copy.deepcopy(self.policy)
         try:
@@ -236,7 +233,8 @@ class _Seed:
         return facts
 
     def _save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        save_checkpoint(folder, 0, Checkpoint({"weights": self.policy.state_dict()}, facts))
+        made = Checkpoint({"weights": self.policy.state_dict()}, facts)
+        by_main(lambda: save_checkpoint(folder, 0, made))
 
     def _context(self, arm: Arm) -> Context:
         work = self.work
@@ -316,7 +314,7 @@ class _Seed:
         """The arm's rankings of the test lists and its facts, added to what the model has found."""
         test, found = self.training.lists.test.lists, self.found
         with self.work.timed("rank the test lists"):
-            views = rerank_lists(self.policy, [_cut(c, self.model.depth) for c in test], name)
+            views = ranked(self.policy, [_cut(c, self.model.depth) for c in test], name)
         for view, run in views.items():
             label = name if view == "served" else f"{name} alone"
             if view != "served" and arm.name != REFINED:

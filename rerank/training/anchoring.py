@@ -23,8 +23,9 @@ from rerank.models.policy import ScorePolicy
 from rerank.objective.anchor import anchored, entropy_floor
 from rerank.objective.calibration import cross_entropy
 from rerank.randomness import generator
-from rerank.training.loop import Context, Objective
+from rerank.training.loop import Context
 from rerank.training.schedule import Schedule
+from rerank.training.step import Objective
 from rerank.types import CandidateList
 
 ENTROPY = 1.25

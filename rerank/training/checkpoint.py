@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rerank.errors import Mismatch, TrainingError
+from rerank.training.sharding import as_divided, whole
 
 logger = logging.getLogger("rerank.training")
 
@@ -129,15 +130,17 @@ def _fsync(path: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors `index/name`."""
+    """The optimizer's state as named tensors `index/name`; what is divided among processes is put together."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}/{name}": torch.as_tensor(v) for i, entries in state.items() for name, v in entries.items()}
+    return {f"{i}/{name}": whole(torch.as_tensor(v)) for i, entries in state.items() for name, v in entries.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors made by `optimizer_tensors` back."""
+    """Put tensors made by `optimizer_tensors` back, divided as the parameters are."""
+    owners = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = value
+        owner = owners[int(index)]
+        state.setdefault(int(index), {})[name] = as_divided(value, owner) if value.shape == owner.shape else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

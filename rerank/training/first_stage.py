@@ -13,7 +13,7 @@ import torch
 from rerank.lists import batch_of
 from rerank.models.policy import FirstStageWeights
 from rerank.randomness import generator
-from rerank.training.loop import Objective
+from rerank.training.step import Objective
 from rerank.types import CandidateList
 
 STEPS = 200

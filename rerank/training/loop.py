@@ -5,26 +5,28 @@
 
 The weights handed over are the best on the dev lists, those before the first step included: a stage never makes
 its policy worse on dev. Everything random is keyed, so a resumed run ends with the same weights bit for bit.
+
+Under several processes (`engine.processes`) all go through the same loop with the same weights; what is decided by a
+clock is decided by the main one, which alone writes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rerank import plackett_luce
-from rerank.engine.gradient_cache import backward
+from rerank.engine import processes
+from rerank.engine.prefetch import Prefetched
 from rerank.errors import InputError, TrainingError
-from rerank.lists import ListBatch, batch_of
 from rerank.models.policy import ScorePolicy
-from rerank.randomness import generator, key_of
+from rerank.randomness import key_of
 from rerank.training.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -33,34 +35,18 @@ from rerank.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from rerank.training.dev import Dev
 from rerank.training.log import Log
-from rerank.training.paid import paid
+from rerank.training.optimizing import all_finite, clipped, groups_of, rate_share
+from rerank.training.sampling import Important, Portion, portions
 from rerank.training.schedule import Schedule
-from rerank.types import CandidateList, Reward
+from rerank.training.sharding import Shards
+from rerank.training.step import Found, Objective, Room, gradients, sharded_gradients
+from rerank.types import CandidateList
+
+__all__ = ["Context", "Dev", "Moving", "fit"]
 
 MAX_BAD_STEPS = 5
-
-
-class Dev(NamedTuple):
-    """Held-out lists and the reward that selects on them."""
-
-    lists: Sequence[CandidateList]
-    reward: Reward
-    name: str
-    """How the measure is spelled in logs, e.g. `nDCG@10`."""
-
-    def measure(self, policy: ScorePolicy) -> dict[str, float]:
-        """Mean reward of the most likely ranking, for the served view and, where it differs, `"plain"`."""
-        policy.eval()
-        totals: dict[str, float] = {}
-        with torch.inference_mode():
-            for start in range(0, len(self.lists), 16):
-                group = self.lists[start : start + 16]
-                batch = batch_of(group)
-                for view, scores in zip(("served", "plain"), policy.all_views(group).cpu(), strict=False):
-                    rankings = plackett_luce.best(scores, batch.mask)[:, None, :]
-                    totals[view] = totals.get(view, 0.0) + float(paid(self.reward, rankings, batch).sum())
-        return {view: total / len(self.lists) for view, total in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -81,13 +67,6 @@ class Context:
     def resumable(self) -> bool:
         """Whether an interrupted attempt at this stage left a checkpoint to go on from."""
         return self.resume and self.folder is not None and latest_checkpoint(self.folder) is not None
-
-
-Objective = Callable[[Tensor, ListBatch, int, int], tuple[Tensor, dict[str, float]]]
-"""(scores [B, N], the lists, index of the view, key for draws) -> (loss of each list [B], facts for the log)."""
-
-Important = Callable[[CandidateList], Sequence[int]]
-"""Indices of the candidates that a sample of the list must hold, most important first."""
 
 
 class Moving(Protocol):
@@ -118,17 +97,28 @@ def fit(
     """Train `policy` in place and leave its best dev weights in it; returns what is worth reporting."""
     if not lists:
         raise InputError(f"stage {context.stage!r} has no list to learn from")
+    if processes.world() > 1:
+        processes.agreed("the lists to learn from", (len(lists), key_of(*(c.query_id for c in lists))))
     state = _State(policy, schedule, context, schedule.total_steps(len(lists)), moving)
-    state.begin()
-    with context.log.progress(f"{context.model}: {context.stage}", state.total, state.step):
-        for step_lists in _batches(lists, important, schedule, context, state.step, state.total):
-            pairs = sum(len(c) for c in step_lists)
-            began = time.monotonic()
-            loss, facts = _step(state, step_lists, objective)
-            state.after_step(loss, facts, pairs / max(time.monotonic() - began, 1e-9))
-            if state.ended:
-                break
-    return state.finish()
+    names = (context.seed, context.model, context.stage)
+    try:
+        state.begin()
+        coming = portions(policy.pair_scorer, lists, important, schedule, names, state.step)
+        with (
+            context.log.progress(f"{context.model}: {context.stage}", state.total, state.step),
+            Prefetched(coming) as steps,
+        ):
+            for portion in steps:
+                began = time.monotonic()
+                found = state.learn(portion, objective)
+                if state.step + 1 in state.marks:
+                    steps.settle()  # whoever scores dev lists shares the tokenizer with the thread
+                state.after_step(found, portion.n_pairs / max(time.monotonic() - began, 1e-9))
+                if state.ended:
+                    break
+        return state.finish()
+    finally:
+        state.room.restore()
 
 
 class _State:
@@ -139,6 +129,7 @@ class _State:
     ) -> None:
         self.policy, self.schedule, self.context, self.total = policy, schedule, context, total
         self.moving = moving
+        self.where = f"{context.model}: {context.stage}"
         self.step = 0
         self.bad_steps = 0
         self.skipped = 0
@@ -150,7 +141,12 @@ class _State:
         """Evaluations since the best one."""
         self.began = self.saved = time.monotonic()
         self.ended = False
-        self.optimizer = torch.optim.AdamW(_groups(policy, schedule), betas=(0.9, 0.98), fused=True)
+        self.room = Room(policy, schedule.graph_tokens)
+        processes.equal_weights([*policy.parameters(), *policy.buffers()])
+        self.shards = Shards(policy) if processes.sharded() else None
+        self.learner = policy if self.shards is None else self.shards.policy
+        """What is trained: the policy itself, or its copy that is divided among the processes."""
+        self.optimizer = torch.optim.AdamW(groups_of(self.learner, schedule), betas=(0.9, 0.98), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.marks = {round(total * (i + 1) / schedule.evaluations) for i in range(schedule.evaluations)}
 
@@ -160,10 +156,13 @@ class _State:
 
     def begin(self) -> None:
         found = latest_checkpoint(self.context.folder) if self.context.resume and self.context.folder else None
+        processes.agreed("the step to go on from", None if found is None else found.state["step"])
         if found is None:
             self.evaluate({}, self.context.start)
             return
         self.policy.load_state_dict(found.tensors["weights"])
+        if self.shards is not None:
+            self.shards.load(found.tensors["weights"])
         restore_optimizer(self.optimizer, found.tensors["optimizer"])
         self.best = dict(found.tensors["best"]) if "best" in found.tensors else None
         state = found.state
@@ -171,18 +170,57 @@ class _State:
         self.skipped, self.idle = state["skipped"], state["idle"]
         if self.moving is not None:
             self.moving.restore(found.tensors["moving"])
-        self.context.log.say(f"{self.context.model}: {self.context.stage} goes on at step {self.step} of {self.total}")
+        self.context.log.say(f"{self.where} goes on at step {self.step} of {self.total}")
 
-    def set_rate(self) -> None:
-        warm = max(1, round(self.total * self.schedule.warmup))
-        share = min((self.step + 1) / warm, (self.total - self.step) / max(1, self.total - warm))
+    def learn(self, portion: Portion, objective: Objective) -> Found:
+        """One optimizer step; a step whose loss or gradient is not finite is skipped and counted, by all alike."""
+        schedule, context = self.schedule, self.context
+        self.learner.train()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * share
+            group["lr"] = rate * rate_share(self.step, self.total, schedule.warmup)
+        self.optimizer.zero_grad(set_to_none=True)
+        key = key_of(context.seed, context.model, context.stage, self.step)
+        if self.shards is not None:
+            found = sharded_gradients(self.learner, self.shards, portion, objective, schedule.plain_weight, key)
+        else:
+            found = gradients(self.learner, portion, objective, schedule.plain_weight, self.room, key, self.where)
+        norm = clipped(self.learner.parameters(), schedule.clip_norm)
+        if not (math.isfinite(norm) and math.isfinite(found.loss)):
+            self._skip(found.loss)
+            return found
+        self.bad_steps = 0
+        self.optimizer.step()
+        return found
 
-    def after_step(self, loss: float, facts: dict[str, float], pairs_per_second: float) -> None:
+    def _skip(self, loss: float) -> None:
+        self.bad_steps += 1
+        self.skipped += 1
+        self.context.log.say(f"step {self.step}: the loss is {loss} or its gradient is not finite; the step is skipped")
+        if self.bad_steps >= MAX_BAD_STEPS:
+            self._give_up(f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite")
+
+    def _give_up(self, what: str) -> None:
+        """TrainingError; the policy gets its best weights back, and the disk gets them too."""
+        kept = "the policy has the weights that it began with"
+        if self.best is not None:
+            self.policy.load_state_dict(self.best)
+            kept = f"the policy has its best weights, those of step {self.best_step}"
+            if self.context.folder is not None:
+                folder, best = self.context.folder / "best", Checkpoint({"best": self.best}, {"step": self.best_step})
+                processes.by_main(lambda: save_checkpoint(folder, self.best_step, best))
+                kept += f", also in {folder}"
+        raise TrainingError(
+            f"{what} (stage {self.context.stage!r}, step {self.step}). The stages before it are kept, and {kept}. "
+            "Lower its learning rates, or set precision = 'float32'; a changed recipe needs a new --out"
+        )
+
+    def after_step(self, found: Found, pairs_per_second: float) -> None:
         self.step += 1
-        record = {"loss": loss, "pairs_per_second": pairs_per_second, **facts}
+        record = {"loss": found.loss, "pairs_per_second": pairs_per_second, **found.facts}
         evaluated = self.step in self.marks
+        every = self.schedule.reset_reference
+        if self.shards is not None and (evaluated or (every and self.step % every == 0)):
+            self.shards.update()
         if evaluated:
             self.evaluate(record)
         else:
@@ -192,11 +230,13 @@ class _State:
         if evaluated:
             self.checkpoint()
         dev = f"dev {self.context.dev.name} {self.best_dev:.3f}  " if self.context.dev else ""
-        self.context.log.advance(self.step, f"loss {loss:.3f}  {dev}{pairs_per_second:.0f} pairs/s")
+        self.context.log.advance(self.step, f"loss {found.loss:.3f}  {dev}{pairs_per_second:.0f} pairs/s")
 
     def evaluate(self, record: dict[str, float], known: Mapping[str, float] | None = None) -> None:
+        if not all_finite(self.policy.state_dict().values()):
+            self._give_up("the weights are not finite any more" if self.step else "the weights given are not finite")
         dev = self.context.dev
-        measured: Mapping[str, float] = {} if not dev else known if known is not None else dev.measure(self.policy)
+        measured: Mapping[str, float] = {} if not dev else known if known is not None else self._measure(dev)
         if dev:
             record[dev.name] = measured["served"]
             if "plain" in measured:
@@ -209,13 +249,21 @@ class _State:
             self.best = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
         self.context.log.record(**self._names(), **record)
 
+    def _measure(self, dev: Dev) -> dict[str, float]:
+        return self.room.fitting(lambda: dev.measure(self.policy), lambda: None, 1, self.where)
+
     def checkpoint(self) -> None:
-        limit, patience = self.schedule.minutes, self.schedule.patience
-        self.ended = limit is not None and time.monotonic() - self.began > 60 * limit
-        self.ended = self.ended or (patience is not None and self.idle >= patience)
-        # What is over is not gone on with. Short stages are repeated sooner than saved; a minute is worth the disk.
-        over = self.ended or self.step >= self.total
-        if self.context.folder is None or over or time.monotonic() - self.saved < 60.0:
+        limit, patience, folder = self.schedule.minutes, self.schedule.patience, self.context.folder
+        late, due = processes.by_main(
+            lambda: (
+                limit is not None and time.monotonic() - self.began > 60 * limit,
+                # Short stages are repeated sooner than saved; a minute is worth the disk.
+                time.monotonic() - self.saved >= 60.0,
+            )
+        )
+        self.ended = late or (patience is not None and self.idle >= patience)
+        over = self.ended or self.step >= self.total  # what is over is not gone on with
+        if folder is None or over or not due:
             return
         tensors = {"weights": self.policy.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.best is not None:
@@ -224,15 +272,16 @@ class _State:
             tensors["moving"] = self.moving.tensors()
         state = {"step": self.step, "best_views": self.best_views, "best_step": self.best_step}
         state |= {"skipped": self.skipped, "idle": self.idle}
-        save_checkpoint(self.context.folder, self.step, Checkpoint(tensors, state))
+        processes.by_main(lambda: save_checkpoint(folder, self.step, Checkpoint(tensors, state)))
         self.saved = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
+        folder = self.context.folder
         if self.best is not None:
             self.policy.load_state_dict(self.best)
         self.policy.eval()
-        if self.context.folder is not None:
-            remove_checkpoints(self.context.folder)
+        if folder is not None:
+            processes.by_main(lambda: remove_checkpoints(folder))
         return {
             "steps": self.step,
             "best_step": self.best_step,
@@ -243,116 +292,3 @@ class _State:
 
     def _names(self) -> dict[str, Any]:
         return {"model": self.context.model, "stage": self.context.stage, "step": self.step}
-
-
-def _step(state: _State, lists: list[CandidateList], objective: Objective) -> tuple[float, dict[str, float]]:
-    """One optimizer step; a step whose loss or gradient is not finite is skipped and counted."""
-    policy, schedule, context = state.policy, state.schedule, state.context
-    policy.train()
-    state.set_rate()
-    state.optimizer.zero_grad(set_to_none=True)
-    key = key_of(context.seed, context.model, context.stage, state.step)
-    total = 0.0
-    facts: dict[str, float] = {}
-    for number, (group, items) in enumerate(_fitting(policy, lists, schedule.graph_tokens)):
-
-        def loss_of(flat: Tensor, group: list[CandidateList] = group, number: int = number) -> Tensor:
-            views = policy.views(flat, group)
-            batch = batch_of(group, flat.device)
-            shares = [1.0] if len(views) == 1 else [1.0 - schedule.plain_weight, schedule.plain_weight]
-            out = torch.zeros((), device=flat.device)
-            for index, (scores, share) in enumerate(zip(views, shares, strict=True)):
-                if share == 0.0:
-                    continue
-                losses, found = objective(scores, batch, index, key_of(key, number, index))
-                out = out + share * losses.sum() / len(lists)
-                # The served view is what the log speaks of; where it has no share, the plain one.
-                for name, value in found.items() if index == 0 or shares[0] == 0.0 else ():
-                    facts[name] = facts.get(name, 0.0) + value * len(group) / len(lists)
-            return out
-
-        loss = backward(policy.pair_scorer, items, loss_of, policy.budget, schedule.graph_tokens, key_of(key, number))
-        total += float(loss)
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), schedule.clip_norm)
-    if not (torch.isfinite(norm) and total == total and abs(total) != float("inf")):
-        _count_bad_step(state, total)
-        return total, facts
-    state.bad_steps = 0
-    state.optimizer.step()
-    return total, facts
-
-
-def _count_bad_step(state: _State, loss: float) -> None:
-    state.bad_steps += 1
-    state.skipped += 1
-    state.context.log.say(f"step {state.step}: the loss is {loss} or its gradient is not finite; the step is skipped")
-    if state.bad_steps >= MAX_BAD_STEPS:
-        raise TrainingError(
-            f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (stage {state.context.stage!r}, "
-            f"step {state.step}). The stages before it are kept. Lower its learning rates, or "
-            "set precision = 'float32'; a changed recipe needs a new --out"
-        )
-
-
-def _fitting(
-    policy: ScorePolicy, lists: list[CandidateList], graph_tokens: int
-) -> Iterator[tuple[list[CandidateList], list[Sized]]]:
-    """Groups of whole lists, with their items, whose activations fit at once; a longer list stands alone."""
-    group: list[CandidateList] = []
-    held: list[Sized] = []
-    used = 0
-    for candidates in lists:
-        items = policy.pair_scorer.encode([candidates])
-        cost = sum(map(len, items))
-        if group and used + cost > graph_tokens:
-            yield group, held
-            group, held, used = [], [], 0
-        group.append(candidates)
-        held.extend(items)
-        used += cost
-    if group:
-        yield group, held
-
-
-def _batches(
-    lists: Sequence[CandidateList], important: Important, schedule: Schedule, context: Context, start: int, total: int
-) -> Iterator[list[CandidateList]]:
-    """The sub-lists of each step from `start` on; which ones depends on the seed and the step alone."""
-    per_step = min(schedule.lists_per_step, len(lists))
-    names = (context.seed, context.model, context.stage)
-    for step in range(start, total):
-        chosen = []
-        for position in range(step * per_step, (step + 1) * per_step):
-            epoch, place = divmod(position, len(lists))
-            order = torch.randperm(len(lists), generator=generator(*names, "order", epoch))
-            index = int(order[place])
-            draw = generator(*names, "candidates", epoch, index)
-            chosen.append(sublist(lists[index], important(lists[index]), schedule.list_size, draw))
-        yield chosen
-
-
-def sublist(candidates: CandidateList, important: Sequence[int], size: int, draw: torch.Generator) -> CandidateList:
-    """At most `size` candidates in first-stage order: up to half of them the important ones, the rest a fair sample."""
-    if len(candidates) <= size:
-        return candidates
-    kept = list(important)[: size // 2]
-    taken = set(kept)
-    others = [i for i in torch.randperm(len(candidates), generator=draw).tolist() if i not in taken]
-    return candidates.subset(sorted(kept + others[: size - len(kept)]))
-
-
-def _groups(policy: ScorePolicy, schedule: Schedule) -> list[dict[str, Any]]:
-    """Optimizer groups: the transformer at its own rate, heads and first-stage weights faster."""
-    body = {id(p) for p in policy.pair_scorer.body()}
-    residual = set() if policy.first_stage is None else {id(p) for p in policy.first_stage.parameters()}
-    everything = [p for p in policy.parameters() if p.requires_grad]
-    parts = [
-        ([p for p in everything if id(p) in body], schedule.learning_rate, schedule.weight_decay),
-        (
-            [p for p in everything if id(p) not in body and id(p) not in residual],
-            schedule.head_learning_rate,
-            schedule.weight_decay,
-        ),
-        ([p for p in everything if id(p) in residual], schedule.first_stage_learning_rate, 0.0),
-    ]
-    return [{"params": ps, "lr": rate, "weight_decay": decay} for ps, rate, decay in parts if ps]

@@ -1,0 +1,39 @@
+"""The test lists as a trained policy ranks them, and the files that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rerank.data import write_run
+from rerank.engine.processes import by_all, is_main, own_groups
+from rerank.experiment.workspace import Workspace
+from rerank.models.policy import ScorePolicy, rerank_lists
+from rerank.types import CandidateList, Run
+
+AT_ONCE = 16
+"""Test lists that are scored together."""
+
+
+def ranked(policy: ScorePolicy, lists: Sequence[CandidateList], name: str) -> dict[str, Run]:
+    """The policy's runs over lists by view; each process ranks a part of the lists, in the company they always have."""
+
+    def own() -> dict[str, Run]:
+        mine = [lists[i] for places in own_groups(len(lists), AT_ONCE) for i in places]
+        return rerank_lists(policy, mine, name, at_once=AT_ONCE)
+
+    views: dict[str, dict[str, Any]] = {}
+    for found in by_all(own):
+        for view, run in found.items():
+            views.setdefault(view, {}).update(run.rankings)
+    return {view: Run({c.query_id: by_query[c.query_id] for c in lists}, name) for view, by_query in views.items()}
+
+
+def keep_run(work: Workspace, run: Run, seed: int = 0) -> None:
+    """Write what an arm ranked to `runs/ARM.trec`; `ARM.seed-K.trec` for a further seed."""
+    if not is_main():
+        return
+    folder = work.out / "runs"
+    folder.mkdir(exist_ok=True)
+    suffix = f".seed-{seed}" if seed else ""
+    write_run(run, folder / f"{run.name.replace(' ', '-')}{suffix}.trec")
