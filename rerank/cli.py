@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -26,6 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+STEERING = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move a terminal's cursor, change its state, end a line or turn the direction of text."""
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -37,6 +41,13 @@ CollectionText = Annotated[
         "`code:PATH`, or `rankllm:FILE`."
     ),
 ]
+
+ShardText = Annotated[
+    str | None, typer.Option("--shard", help="I/N: this part of the queries alone, e.g. 1/4; then `rerank merge`.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do anew what is there, whatever job it is of.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the first GPU.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16, float16; onnx: float32, int8.")]
 
 
 @app.command()
@@ -100,22 +111,24 @@ def retrieve(
     ] = "minilm",
     index: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf.")] = "flat",
     language: Annotated[str, typer.Option(help="Language of BM25's stemmer; `code` splits identifiers.")] = "english",
+    shard: ShardText = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Find candidates with BM25, FAISS, or both, and write a TREC run."""
-    from rerank.composition import retrievers_of
-    from rerank.data import load_collection, write_run
-    from rerank.models.loading import load_encoder
+    from rerank.experiment.reranking import Loading
+    from rerank.experiment.retrieving import retrieve_run
+    from rerank.experiment.shards import Shard
     from rerank.recipe import Retrieval
-    from rerank.retrieval.first_stage import build_first_stage
 
     if index not in ("flat", "hnsw", "ivf"):
         raise InputError(f"--index {index!r} is not one of flat, hnsw, ivf")
-    loaded = load_collection(collection)
     settings = Retrieval(retrievers=tuple(retriever), index=index, language=language)  # type: ignore[arg-type]
-    built = retrievers_of(settings, loaded, load_encoder(encoder) if "dense" in retriever else None)
-    found = build_first_stage(loaded, built, depth, fusion if len(built) > 1 else None)
-    write_run(found.run, out)
-    console.print(f"{len(found.run.rankings)} queries, up to {depth} documents each: {out}")
+    loading, part = Loading(device, precision), Shard.parse(shard)
+    with _interruptible(""):
+        done = retrieve_run(collection, out, settings, fusion, depth, encoder, loading, part, overwrite, errors)
+    _say_part(done, f", up to {depth} documents each")
 
 
 @app.command()
@@ -229,34 +242,75 @@ def rank(
     min_probability: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Leave out less probable documents.")
     ] = None,
+    shard: ShardText = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    precision: Precision = "auto",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a pair; default: the model's own.")] = None,
+    backend: Annotated[str, typer.Option(help="torch, or onnx for a model that was exported.")] = "torch",
 ) -> None:
     """Rank documents for a query, or rerank a whole run.
 
     One query:  `rerank rank MODEL -q "read a csv file" -d texts.txt`
 
     A run:      `rerank rank MODEL -c ../scifact#test --run bm25.trec --out reranked.trec`
-    """
-    from rerank.experiment.reranking import rank_texts, rerank_run
 
-    one, whole = (query, documents), (collection, run, out)
+    In parts:   the same with `--shard 1/4` to `--shard 4/4`, anywhere; then `rerank merge reranked.trec`
+    """
+    from rerank.experiment.reranking import Loading, rank_texts, rerank_run
+    from rerank.experiment.shards import Shard
+
+    one, whole = (query, documents), (collection, run, out, shard)
     if any(part is not None for part in one) and any(part is not None for part in whole):
-        raise InputError("--query and --documents rank one query; --collection, --run and --out a run: not both")
+        raise InputError("--query and --documents rank one query; --collection, --run, --out and --shard a run")
     if any(part is not None for part in whole) and (probabilities or (min_probability, top_k) != (None, None)):
         raise InputError(
             "--top-k, --probabilities and --min-probability speak of one query, and --collection, --run and --out of a "
             "whole run, which keeps all its documents: leave them out"
         )
+    loading = Loading(device, precision, max_length, backend)
     if query is not None and documents is not None:
         if not query.strip():
             raise InputError("--query is empty; give the words to rank for")
-        for hit in rank_texts(model, query, documents, top_k or 10, probabilities, min_probability):
+        for hit in rank_texts(model, query, documents, top_k or 10, probabilities, min_probability, loading):
             shown = hit.probability if probabilities else hit.score
-            console.print(f"{shown:9.3f}  {hit.text}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{shown:9.3f}  {_visible(hit.text)}", highlight=False, soft_wrap=True, markup=False)
     elif collection is not None and run is not None and out is not None:
-        ranked = rerank_run(model, collection, run, out, depth, console)
-        console.print(f"{len(ranked.rankings)} queries: {out}")
+        part = Shard.parse(shard)
+        with _interruptible(""):
+            _say_part(rerank_run(model, collection, run, out, depth, loading, part, overwrite, errors))
     else:
         raise InputError("give --query and --documents, or --collection, --run and --out")
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="The parts, or the --out that they were made with.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The run to write; default: the parts' own --out.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put the parts of `rank --shard` or `retrieve --shard` together, once all are there and of one job.
+
+    `rerank merge reranked.trec`, or `rerank merge parts/reranked.trec.shard-* --out reranked.trec`
+    """
+    from rerank.experiment.merging import merge_parts
+
+    _say_part(merge_parts(parts, out, overwrite))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    to: Annotated[str, typer.Option("--to", help="onnx.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits: smaller, faster on CPUs.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: the model's own.")] = None,
+) -> None:
+    """Write a model for another runtime; `rank --backend onnx` uses it."""
+    from rerank.models.exporting import export_onnx
+
+    if to != "onnx":
+        raise InputError(f"--to {to!r} is not known; onnx is what can be written")
+    console.print(f"{export_onnx(model, out, int8)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -268,13 +322,24 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(option: str = " with --resume") -> Iterator[None]:
     """Ctrl-C ends the block with the way to go on, and exit status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("\ninterrupted; what was finished is kept: run the same command again with --resume")
+        errors.print(f"\ninterrupted; what was finished is kept: run the same command again{option}")
         raise typer.Exit(130) from None
+
+
+def _say_part(part: Any, more: str = "") -> None:
+    """One line for a part on disk (`experiment.shards.Part`)."""
+    there = "" if part.fresh else " (was there already; nothing to do)"
+    console.print(f"{part.queries} queries{more}: {part.path}{there}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _visible(text: str) -> str:
+    """The text with everything that could steer a terminal, forge a line or turn its direction shown as an escape."""
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -326,7 +391,7 @@ def main() -> Any:
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape("\n".join(map(_visible, text.split("\n"))))
 
 
 if __name__ == "__main__":

@@ -329,6 +329,11 @@ def test_quickstart_of_a_path_that_cannot_be_written_into_a_recipe_is_refused(fa
         (("teach", "{tmp}", "--run", "{tmp}/r", "--out", "{tmp}/x", "--teacher", "gpt"), "--teacher 'gpt' is not"),
         (("teach", "{tmp}", "--run", "r", "--out", "x", "--teacher", "recorded"), "recorded needs --recording"),
         (("rank", "{tmp}/nowhere", "-q", "x", "-d", "{tmp}/wrong.toml"), "there is no model folder"),
+        (("rank", "{tmp}", "-q", "x", "-d", "t.txt", "--shard", "1/2"), "--collection, --run, --out and --shard a run"),
+        (("rank", "{tmp}", "-c", "c", "--run", "r", "--out", "o", "--shard", "3/2"), "--shard '3/2' is not I/N"),
+        (("retrieve", "{tmp}", "--out", "{tmp}/x", "--shard", "0/2"), "--shard '0/2' is not I/N"),
+        (("merge", "{tmp}/out.trec"), "there are no parts {tmp}/out.trec.shard-I-of-N"),
+        (("export", "{tmp}", "--to", "tflite"), "--to 'tflite' is not known"),
         (("rank", "{tmp}", "-q", "x"), "give --query and --documents, or --collection, --run and --out"),
         (("rank", "{tmp}", "-q", "x", "-d", "{tmp}/no.txt"), "there is no file"),
         (("evaluate", "{tmp}/no.trec", "--qrels", "{tmp}/no.tsv"), "no.trec"),
@@ -354,7 +359,9 @@ def test_a_wrong_use_of_the_command_line_is_status_2_too(arguments):
     assert result.output.strip()
 
 
-@pytest.mark.parametrize("command", ["", "quickstart", "train", "retrieve", "teach", "evaluate", "rank", "report"])
+@pytest.mark.parametrize(
+    "command", ["", "quickstart", "train", "retrieve", "teach", "evaluate", "rank", "merge", "export", "report"]
+)
 def test_every_command_explains_itself(command):
     assert "Usage" in run(*filter(None, [command]), "--help")
 
