@@ -9,17 +9,21 @@ scorer stays a good ranker by itself, and that is what is exported for use witho
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rerank import plackett_luce
 from rerank.engine.batching import PairScorer, padded, score_items
+from rerank.engine.memory import out_of_memory, scoring_budget
 from rerank.lists import features_of, mask_of
 from rerank.models.calibration import Calibration
 from rerank.types import CandidateList, Rollout, Run
+
+logger = logging.getLogger("rerank.models")
 
 
 @final
@@ -50,12 +54,15 @@ class FirstStageWeights(nn.Module):
 class ScorePolicy(nn.Module):
     """Plackett-Luce over the scores of a `PairScorer`; implements `types.Policy` and `types.Scorer`."""
 
-    def __init__(self, scorer: nn.Module, first_stage: FirstStageWeights | None = None, budget: int = 4096) -> None:
+    def __init__(
+        self, scorer: nn.Module, first_stage: FirstStageWeights | None = None, budget: int | None = None
+    ) -> None:
         super().__init__()
         self.scorer = scorer
         self.first_stage = first_stage
-        self.budget = budget
-        """Tokens of one micro-batch."""
+        self.budget = scoring_budget(_device_of(scorer)) if budget is None else budget
+        """Tokens of one micro-batch; halved for good where memory does not hold so many."""
+        self._told = False
         self.calibration: Calibration | None = None
         """From scores to probabilities, once fitted; no part of what is trained, and stale after more training."""
 
@@ -73,8 +80,24 @@ class ScorePolicy(nn.Module):
 
     def all_views(self, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [V, B, N] of lists."""
-        items = self.pair_scorer.encode(lists)
-        return self.views(score_items(self.pair_scorer, items, self.budget), lists)
+        return self.views(self.logits(self.pair_scorer.encode(lists)), lists)
+
+    def logits(self, items: Sequence[Any]) -> Tensor:
+        """Logits [n] of encoded pairs, a micro-batch at a time, in as much memory as there is."""
+        while True:
+            try:
+                return score_items(self.pair_scorer, items, self.budget)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.budget <= max(map(len, items)):
+                    raise
+            # Outside of the except block: there the error's traceback would still hold the tensors.
+            self.budget //= 2
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "out of memory; from here on at most %d tokens are scored at once (and fewer, if need be)",
+                    self.budget,
+                )
 
     def scores(self, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [B, N], -inf where padded."""
@@ -97,6 +120,11 @@ class ScorePolicy(nn.Module):
         """Log-probabilities [B, S] of the first K places of rankings [B, S, K]."""
         scores = self.scores(lists)
         return plackett_luce.log_prob(scores, mask_of(lists).to(scores.device), rankings)
+
+
+def _device_of(scorer: nn.Module) -> torch.device:
+    device = getattr(scorer, "device", None)
+    return device if isinstance(device, torch.device) else torch.device("cpu")
 
 
 @torch.inference_mode()

@@ -35,8 +35,9 @@ class Schedule:
     """How often the dev lists are measured, evenly spread."""
     select: Literal["best", "last"] = "best"
     """Which weights are handed over: the best on dev, or the last (where dev is too small to tell)."""
-    graph_tokens: int = 8192
-    """Tokens whose activations are kept at once; longer lists go through the gradient cache."""
+    graph_tokens: int | None = None
+    """Tokens whose activations are kept at once; longer lists go through the gradient cache. None: 8192 on a CPU, what
+    half of its free memory holds on a GPU."""
     patience: int | None = None
     """Ends the stage after this many evaluations in a row that did not beat the best on dev."""
     anchor: float | Literal["auto"] = 0.0
@@ -54,7 +55,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("lists_per_step", "list_size", "evaluations", "graph_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         if self.list_size < 2:
             raise InputError("list_size must be at least 2: a list of one has nothing to order")

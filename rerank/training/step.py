@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rerank.engine.gradient_cache import backward, in_rounds, rounds_of
+from rerank.engine.memory import graph_tokens_on, out_of_memory
 from rerank.engine.processes import by_all, sum_gradients
 from rerank.errors import TrainingError
 from rerank.lists import ListBatch, batch_of
@@ -45,10 +46,17 @@ class Found(NamedTuple):
 class Room:
     """How many tokens fit at once in this stage; halved where memory runs out, and put back at the end."""
 
-    def __init__(self, policy: ScorePolicy, graph_tokens: int) -> None:
-        self.policy, self.graph_tokens = policy, graph_tokens
+    def __init__(self, policy: ScorePolicy, graph_tokens: int | None) -> None:
+        self.policy, self.graph_tokens = policy, graph_tokens or 0
         self.first_budget = policy.budget
         self._told = False
+
+    def measure(self, portion: Portion) -> None:
+        """Nothing; settles how many tokens may have a graph at once, where the schedule left that to the device."""
+        if not self.graph_tokens:
+            items = [item for row in portion.items for item in row]
+            device = next(self.policy.parameters()).device
+            self.graph_tokens = graph_tokens_on(device, self.policy.pair_scorer, items)
 
     def halve(self, longest: int, where: str) -> None:
         """Half the budget and the tokens with a graph; an error where one item of `longest` tokens is too much."""
@@ -89,20 +97,12 @@ class Room:
         self.policy.budget = self.first_budget
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("can't allocate memory", "out of memory", "not enough memory")
-    )
-
-
 def gradients(
     policy: ScorePolicy, portion: Portion, objective: Objective, plain_weight: float, room: Room, key: int, where: str
 ) -> Found:
     """Leaves the gradients of the whole step in the parameters of all processes; returns its loss and facts."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
+    room.measure(portion)
     longest = max((len(item) for row in portion.items for item in row), default=1)
 
     def clean() -> None:
