@@ -30,6 +30,8 @@ class LightScorer(nn.Module):
     """The scorer of the module docstring; the encoder is frozen and no part of its state."""
 
     kind = "light"
+    budget = 1_000_000
+    """Of a micro-batch: an item counts as two tokens, and costs as little as that."""
 
     def __init__(self, store: VectorStore, hidden: int = 64, dropout: float = 0.1) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class ScorePolicy(nn.Module):
         super().__init__()
         self.scorer = scorer
         self.first_stage = first_stage
-        self.budget = scoring_budget(_device_of(scorer)) if budget is None else budget
+        self.budget = _budget_of(scorer) if budget is None else budget
         """Tokens of one micro-batch; halved for good where memory does not hold so many."""
         self._told = False
         self.calibration: Calibration | None = None
@@ -122,9 +122,11 @@ class ScorePolicy(nn.Module):
         return plackett_luce.log_prob(scores, mask_of(lists).to(scores.device), rankings)
 
 
-def _device_of(scorer: nn.Module) -> torch.device:
+def _budget_of(scorer: nn.Module) -> int:
+    """Tokens of one micro-batch: the scorer's own number, or what keeps its device busy."""
     device = getattr(scorer, "device", None)
-    return device if isinstance(device, torch.device) else torch.device("cpu")
+    own: int | None = getattr(scorer, "budget", None)
+    return scoring_budget(device if isinstance(device, torch.device) else torch.device("cpu")) if own is None else own
 
 
 @torch.inference_mode()
