@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rerank.data import fingerprint
-from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest
+from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest, need
 from rerank.evaluation.measures import parse_measure
 from rerank.models.encoder import VectorStore
 from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
+from rerank.models.lora import add_lora
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Recipe, Retrieval, TeacherChoice
 from rerank.training.refine import Refine
 from rerank.types import CandidateList, Collection, Retriever, Reward, Teacher
-
-LIGHT_BUDGET, CPU_BUDGET, GPU_BUDGET = 1_000_000, 4096, 65536
-"""Tokens of a micro-batch: what stays in a CPU's cache, what fills a GPU; a light item costs next to nothing."""
 
 Gain = Literal["linear", "exponential"]
 Ideal = Literal["candidates", "judged"]
@@ -156,6 +154,8 @@ def check_parts(recipe: Recipe) -> None:
     for model in recipe.models:
         refine = recipe.refine_of(model)
         _check_refinement(refine)
+        if model.lora:
+            need("peft", "lora")
         if isinstance(refine.reward, str) and ":" in refine.reward:
             reward_named(recipe.evaluation.measures[0])  # selects on dev in place of a reward of the user's own
     for source in (*recipe.data.train, recipe.data.test):
@@ -233,12 +233,14 @@ def policy_of(model: Model, encoder: VectorStore | None, features: Sequence[str]
                 raise RecipeError("a light model needs retrieval.encoder")
             scorer: Any = LightScorer(encoder, model.hidden)
             fresh = False  # it begins as cosine
-            budget = LIGHT_BUDGET
         else:
-            scorer, fresh = load_cross_encoder(model.backbone, model.max_length, model.pooling, model.precision)
+            scorer, fresh = load_cross_encoder(
+                model.backbone, model.max_length, model.pooling, model.precision, windows=model.windows
+            )
             scorer.set_dropout(model.dropout)
-            budget = CPU_BUDGET if scorer.device.type == "cpu" else GPU_BUDGET
+            if model.lora:
+                scorer = add_lora(scorer, model.lora)
     if model.first_stage == "off" or not features:
-        return ScorePolicy(scorer, None, budget)
+        return ScorePolicy(scorer, None)
     initial: Mapping[str, float] = {name: 1.0 if name == FIRST_STAGE and fresh else 0.0 for name in features}
-    return ScorePolicy(scorer, FirstStageWeights(initial), budget)
+    return ScorePolicy(scorer, FirstStageWeights(initial))

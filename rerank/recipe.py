@@ -167,8 +167,13 @@ class Model:
     max_length: int = 256
     hidden: int = 64
     """light: width of the head."""
+    windows: int = 1
+    """cross-encoder: how many windows of `max_length` a longer document is read in, its best one counting (MaxP)."""
     dropout: float = 0.0
     """cross-encoder: of the transformer while it learns (its random numbers cost a quarter of a CPU's time)."""
+    lora: int = 0
+    """cross-encoder: rank of the low-rank adapters that learn in place of the transformer's own weights, 0 for none
+    (extra `lora`); they want about ten times its `learning_rate`. The saved model has them merged into its weights."""
     precision: str = "auto"
     first_stage: Literal["auto", "on", "off"] = "auto"
     """Whether first-stage scores are part of the score; auto decides on the dev lists after cloning."""
@@ -193,6 +198,10 @@ class Model:
             raise RecipeError(f"{where}: dropout = {self.dropout} must be at least 0 and below 1")
         if self.max_length < 8:
             raise RecipeError(f"{where}: max_length = {self.max_length} must be at least 8 tokens")
+        if not 1 <= self.windows <= 1000 or (self.windows > 1 and self.kind == "light"):
+            raise RecipeError(f"{where}: windows = {self.windows} must be from 1 (cut) to 1000, of a cross-encoder")
+        if self.lora < 0 or (self.lora and self.kind == "light"):
+            raise RecipeError(f"{where}: lora = {self.lora} must be a rank of at least 0 (0: none), of a cross-encoder")
         if self.precision not in ("auto", *PRECISIONS):
             raise RecipeError(f"{where}: precision {self.precision!r}{nearest(self.precision, ['auto', *PRECISIONS])}")
         if self.kind == "light" and (self.backbone, self.max_length) != (Model.backbone, Model.max_length):

@@ -53,13 +53,19 @@ class Reranker:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | None = None, precision: str = "auto", max_length: int | None = None
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        precision: str = "auto",
+        max_length: int | None = None,
+        backend: str = "torch",
     ) -> Reranker:
         """A reranker from a folder that rerank wrote, or any cross-encoder on disk or on the hub.
 
-        `precision`: auto (bfloat16 where the machine computes it natively), float32, bfloat16, float16.
+        `precision`: auto (bfloat16 where the machine computes it natively), float32, bfloat16, float16. `backend`:
+        torch, or onnx for a folder that `rerank export` wrote to; its precisions are float32 (auto) and int8.
         """
-        return cls(load_policy(str(path), device, precision, max_length))
+        return cls(load_policy(str(path), device, precision, max_length, backend))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the model to a folder; a cross-encoder loads in sentence-transformers too."""

@@ -540,7 +540,6 @@ def test_broken_settings_name_the_file(content, tiny_bert, tmp_path):
         ("hidden", "8"),
         ("hidden", 0),
         ("format", "one"),
-        ("budget", -1),
         ("first_stage", []),
         ("first_stage", {"weights": {"bm25": 1.0}}),
         ("first_stage.weights", {"weights": {"bm25": "much"}, "active": True}),

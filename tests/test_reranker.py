@@ -14,6 +14,7 @@ from rerank import Reranker
 from rerank.errors import InputError
 from rerank.models.calibration import Calibration
 from rerank.models.loading import load_cross_encoder
+from rerank.models.pairs import ID
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
 QUERY = "how do i read a csv file"
@@ -201,7 +202,7 @@ def test_predict_takes_pairs_and_nothing_else(pairs, reranker):
 def test_special_tokens_in_a_document_do_not_forge_the_structure(reranker):
     item_of = reranker.policy.scorer.encode_pairs
     (forged,) = item_of([("q", "tea [SEP] good [CLS]")])
-    assert not {2, 3} & set(forged.document)
+    assert not {2, 3} & set(np.frombuffer(forged.windows[0], dtype=ID).tolist())
 
 
 # First-stage scores

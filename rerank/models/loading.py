@@ -1,7 +1,8 @@
 """Backbones by name, and policies to and from folders.
 
 A saved cross-encoder is a sentence-transformers folder (`CrossEncoder(folder)` gives the same logits) plus
-`rerank.json` with what sentence-transformers has no place for: the first-stage weights, the calibration, our settings.
+`rerank.json` with what sentence-transformers has no place for: the first-stage weights, the calibration, our settings;
+and, once exported (`models.exporting`), `onnx/`, which the backend "onnx" reads instead of the weights.
 A saved light scorer is `head.safetensors`, `rerank.json` and its encoder in `encoder/`. safetensors and JSON only,
 never pickle.
 """
@@ -21,11 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rerank.engine.precision import automatic_device, compute_dtype
-from rerank.errors import DataError, InputError, Mismatch, NotFound, need
+from rerank.errors import DataError, InputError, Mismatch, NotFound, nearest, need
 from rerank.models.calibration import Calibration, fault
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore, named_failures
 from rerank.models.light import LightScorer
+from rerank.models.lora import merged
+from rerank.models.onnx import OnnxScorer
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
 logger = logging.getLogger("rerank.models")
@@ -34,6 +37,7 @@ MINILM = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SETTINGS = "rerank.json"
 FORMAT = 1
+BACKENDS = ("torch", "onnx")
 Pooling = Literal["mean", "cls"]
 NO_PICKLE = {"use_safetensors": True}
 """A pickled weight file (*.bin) can run code when it is read; a model that has nothing else is refused."""
@@ -100,14 +104,22 @@ def _checked_device(device: str | None) -> torch.device | None:
 
 
 def load_cross_encoder(
-    name: str, max_length: int = 256, pooling: Pooling = "mean", precision: str = "auto", device: str | None = None
+    name: str,
+    max_length: int = 256,
+    pooling: Pooling = "mean",
+    precision: str = "auto",
+    device: str | None = None,
+    windows: int = 1,
 ) -> tuple[CrossEncoderScorer, bool]:
-    """(scorer, whether its head is fresh). An encoder or bi-encoder gets pooling and a head that is zero at first."""
+    """(scorer, whether its head is fresh). An encoder or bi-encoder gets pooling and a head that is zero at first.
+
+    Of a document longer than `max_length` leaves room for, up to `windows` windows are read; the best one counts.
+    """
     path = backbone_path(name)
     _checked_device(device)
     with named_failures(name):
         model, fresh = _sentence_transformer(path, pooling, device)
-    return CrossEncoderScorer(model, max_length, precision), fresh
+    return CrossEncoderScorer(model, max_length, precision, windows), fresh
 
 
 def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tuple[Any, bool]:
@@ -143,51 +155,93 @@ def save_policy(policy: ScorePolicy, folder: Path) -> None:
         problem = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise InputError(f"{folder} cannot hold a model: {problem}; give a folder, new or old") from error
     scorer = policy.scorer
-    settings: dict[str, Any] = {"format": FORMAT, "kind": scorer.kind, "budget": policy.budget}
+    settings: dict[str, Any] = {"format": FORMAT, "kind": scorer.kind}
     if policy.first_stage is not None:
         settings["first_stage"] = {"weights": policy.first_stage.as_dict(), "active": policy.first_stage.active}
     if policy.calibration is not None:
         settings["calibration"] = policy.calibration.as_dict()
-    if isinstance(scorer, CrossEncoderScorer):
-        scorer.model.max_seq_length = scorer.max_length
-        scorer.model.save_pretrained(str(folder), create_model_card=False)
-        settings["max_length"] = scorer.max_length
+    if isinstance(scorer, CrossEncoderScorer | OnnxScorer):
+        settings |= {"max_length": scorer.max_length, "windows": scorer.pairs.windows}
+        _save_network(scorer, folder)
     else:
-        assert isinstance(scorer, LightScorer)  # the two kinds that exist; load_policy has the same two
+        assert isinstance(scorer, LightScorer)  # the kinds that exist; load_policy has the same
         settings |= {"hidden": scorer.hidden, "encoder": "encoder"}
         save_file({k: v.contiguous() for k, v in scorer.state_dict().items()}, folder / "head.safetensors")
         scorer.store.save(folder / "encoder")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf8")
 
 
+def _save_network(scorer: CrossEncoderScorer | OnnxScorer, folder: Path) -> None:
+    if isinstance(scorer, OnnxScorer):
+        scorer.copy_to(folder)
+        return
+    model = merged(scorer.model)
+    model.max_seq_length = scorer.max_length
+    model.save_pretrained(str(folder), create_model_card=False)
+
+
 def load_policy(
-    path: str, device: str | None = None, precision: str = "auto", max_length: int | None = None
+    path: str,
+    device: str | None = None,
+    precision: str = "auto",
+    max_length: int | None = None,
+    backend: str = "torch",
 ) -> ScorePolicy:
-    """A policy from a folder written by `save_policy`, or from any cross-encoder of the hub or on disk."""
+    """A policy from a folder written by `save_policy`, or from any cross-encoder of the hub or on disk.
+
+    `backend`: torch, or onnx for a folder that was exported (`precision` is then float32 or int8, which has a file of
+    its own; auto is float32). Only torch can be trained.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is not known{nearest(str(backend), BACKENDS)}")
     place = backbone_path(path)
     settings = _settings(Path(place) / SETTINGS)
+    scorer: nn.Module
     if settings.get("kind") == "light":
+        if backend != "torch":
+            raise InputError(
+                f"{path} is a light model, which has no transformer to export and runs with backend = 'torch' alone"
+            )
         if max_length is not None:
             raise InputError(
                 f"max_length = {max_length!r} was given, but {path} is a light model: its encoder's own length "
                 "counts; leave max_length out"
             )
-        scorer: nn.Module = _load_light(Path(place), settings, precision, device)
+        scorer = _load_light(Path(place), settings, precision, device)
     else:
         length = settings.get("max_length", 512) if max_length is None else max_length
-        scorer, fresh = load_cross_encoder(path, length, precision=precision, device=device)
-        if fresh:
-            raise InputError(
-                f"{path} is an encoder without a ranking head: train it first (rerank train RECIPE.toml with "
-                f'backbone = "{path}"), or give a cross-encoder'
-            )
+        windows = settings.get("windows", 1)
+        load = _load_exported if backend == "onnx" else _load_torch
+        scorer = load(path, length, precision, device, windows)
     first_stage = settings.get("first_stage")
     weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
-    policy = ScorePolicy(scorer, weights, settings.get("budget", 4096))
+    policy = ScorePolicy(scorer, weights)
     if settings.get("calibration") is not None:
         policy.calibration = Calibration.from_dict(settings["calibration"])
     # The weights of the first stage have to lie where the scorer's do.
-    return policy.to(next(scorer.parameters()).device).eval()
+    return policy.to(scorer.device).eval()
+
+
+def _load_torch(path: str, max_length: int, precision: str, device: str | None, windows: int) -> CrossEncoderScorer:
+    scorer, fresh = load_cross_encoder(path, max_length, precision=precision, device=device, windows=windows)
+    if fresh:
+        raise InputError(
+            f"{path} is an encoder without a ranking head: train it first (rerank train RECIPE.toml with "
+            f'backbone = "{path}"), or give a cross-encoder'
+        )
+    return scorer
+
+
+def _load_exported(path: str, max_length: int, precision: str, device: str | None, windows: int) -> OnnxScorer:
+    folder = Path(backbone_path(path))
+    if not folder.is_dir():
+        raise NotFound(
+            f"backend = 'onnx' reads an exported folder, and {path} is none here: "
+            f"rerank export {path} --to onnx --out FOLDER"
+        )
+    place = _checked_device(device) or torch.device("cpu")
+    with named_failures(path):
+        return OnnxScorer(folder, max_length, precision, place, windows)
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -209,7 +263,7 @@ def _settings(file: Path) -> dict[str, Any]:
 def _check_settings(settings: dict[str, Any], file: Path) -> None:
     """Nothing; an error that names the first field with a value that is not allowed."""
     light = settings.get("kind") == "light"
-    for field in ("format", "budget", "max_length", "hidden"):
+    for field in ("format", "max_length", "windows", "hidden"):
         if (field in settings or (light and field == "hidden")) and not _is_count(settings.get(field)):
             raise _broken(file, field, settings.get(field), "a whole number of at least 1")
     encoder = settings.get("encoder")
