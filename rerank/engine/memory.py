@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from rerank.engine.batching import PairScorer
 
-CPU_BUDGET, GPU_BUDGET = 4096, 65_536
+CPU_BUDGET, GPU_BUDGET = 2048, 65_536
 """What stays in a CPU's cache, and what fills a GPU."""
-CPU_GRAPH_TOKENS, GPU_GRAPH_TOKENS = 8192, 1_000_000
+CPU_GRAPH_TOKENS, GPU_GRAPH_TOKENS = 4096, 1_000_000
 SHARE = 0.5
 """Of a GPU's free memory that activations may take; the rest is for weights, gradients and what is passing."""
 

@@ -36,7 +36,7 @@ class Schedule:
     select: Literal["best", "last"] = "best"
     """Which weights are handed over: the best on dev, or the last (where dev is too small to tell)."""
     graph_tokens: int | None = None
-    """Tokens whose activations are kept at once; longer lists go through the gradient cache. None: 8192 on a CPU, what
+    """Tokens whose activations are kept at once; longer lists go through the gradient cache. None: 4096 on a CPU, what
     half of its free memory holds on a GPU."""
     patience: int | None = None
     """Ends the stage after this many evaluations in a row that did not beat the best on dev."""
