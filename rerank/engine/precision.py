@@ -6,6 +6,7 @@ emulated and several times slower). Weights stay float32; heads and losses are c
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,14 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known{nearest(precision, ['auto', *PRECISIONS])}")
     return PRECISIONS[precision]
+
+
+def keep_few_kernels() -> None:
+    """Nothing; bounds the kernels that oneDNN keeps, one for each shape: half a gigabyte of shapes that do not return.
+
+    oneDNN reads this when it makes its first kernel, so it has to be said before; whoever has set it has the say.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rerank.engine.precision import autocast, compute_dtype
+from rerank.engine.precision import autocast, compute_dtype, keep_few_kernels
 from rerank.errors import InputError
 from rerank.models import packing
 from rerank.models.dropout import quicken
@@ -41,6 +41,7 @@ class CrossEncoderScorer(nn.Module):
         super().__init__()
         if model.num_labels != 1:
             raise InputError(f"a reranker has one output; this model has num_labels = {model.num_labels}")
+        keep_few_kernels()
         self.model = model
         quicken(model)
         self.pairs = PairTokenizer(model.tokenizer, max_length, model.max_seq_length, windows)
