@@ -38,6 +38,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="random tiny weights, a few texts: does the script work?")
     parser.add_argument("--full", action="store_true", help="also sentence-transformers with 512 documents (12 GiB)")
     parser.add_argument("--only", metavar="PARTS", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--losses", metavar="LOSS:ROUNDS,...", help="of training (default: lambda:2,listnet:1)")
     parser.add_argument("--checkpoint", type=Path, help="another cross-encoder with one output")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument("--threads", type=int, help="of the processor (default: all)")
@@ -171,6 +173,9 @@ def main() -> None:
     device = given.device or str(automatic_device())
     plan = TINY if given.tiny else QUICK if given.quick else FULL
     plan = plan if device == "cpu" else on_gpu(plan)
+    if given.losses:
+        named = (part.partition(":") for part in given.losses.split(","))
+        plan = replace(plan, losses=tuple((loss, int(rounds or 1)) for loss, _, rounds in named))
     if given.child:
         case = json.loads(given.child)
         print(json.dumps(child(case, material(plan, given.checkpoint, case["device"]))))

@@ -5,7 +5,7 @@
 Everything in a transformer but attention works token by token, so only attention has to know where a sequence ends. An
 attention function of ours, registered with transformers, does that: the variable-length flash kernel on GPUs, one call
 for each length elsewhere. Where the head reads first tokens alone, the last layer's feed-forward runs for those
-alone (a sixth of a six-layer network saved, and the numbers are the same).
+alone (an eighth of a six-layer network saved, and the numbers are the same).
 
 Whether a network can be run so is not a matter of a list of names: the cross-encoder runs it on a few sequences both
 ways and takes the first way that agrees with the padded one; where none does, the network is run padded.
