@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
@@ -86,21 +87,28 @@ def attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, dim]
     if q.device.type == "cpu":
         return _by_length(q, k, v, pack, scale, dropout, width)[None], None
-    if q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0 and q.device.type == "cuda":
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if half and dropout == 0.0 and q.device.type == "cuda" and _flash_kernel() is not None:
         return _flash(q, k, v, pack, scale, width)[None], None
     return _within_padding(q, k, v, pack, scale, dropout, width)[None], None
 
 
+@lru_cache
+def _flash_kernel() -> Any:
+    """torch's attention for sequences of any lengths; None where torch is older than it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
 def _flash(q: Tensor, k: Tensor, v: Tensor, pack: Pack, scale: float | None, width: int | None) -> Tensor:
     """The variable-length kernel of torch: nothing is padded, nothing is looped over."""
-    from torch.nn.attention.varlen import varlen_attn
-
     ends, longest = pack.starts.int(), max(pack.lengths)
     window = (-1, -1) if width is None else (width, width)
-    found = varlen_attn(
-        *(x.contiguous() for x in (q, k, v)), ends, ends, longest, longest, scale=scale, window_size=window
-    )
-    assert isinstance(found, Tensor)  # a tuple only with return_aux
+    parts = (q.contiguous(), k.contiguous(), v.contiguous())
+    found: Tensor = _flash_kernel()(*parts, ends, ends, longest, longest, scale=scale, window_size=window)
     return found
 
 
@@ -116,12 +124,12 @@ def _by_length(
     split = [x.split([length * n for length, n in runs]) for x in (q, k, v)]
     parts = []
     for (length, n), *flat in zip(runs, *split, strict=True):
-        rows = [x.unflatten(0, (n, length)).transpose(1, 2) for x in flat]  # [n, heads, length, dim]
+        qs, ks, vs = (x.unflatten(0, (n, length)).transpose(1, 2) for x in flat)  # [n, heads, length, dim]
         band = _band(length, width, q.device)
         if stepwise:
-            found = _step_by_step(*rows, band, dropout, scale)
+            found = _step_by_step(qs, ks, vs, band, dropout, scale)
         else:
-            found = F.scaled_dot_product_attention(*rows, band, scale=scale)
+            found = F.scaled_dot_product_attention(qs, ks, vs, band, scale=scale)
         parts.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
 
@@ -142,13 +150,13 @@ def _within_padding(
     steps = torch.arange(longest, device=q.device)
     real = steps < pack.starts.diff()[:, None]  # [R, longest]
     index = (pack.starts[:-1, None] + steps).clamp(max=len(q) - 1)
-    rows = [x[index].transpose(1, 2) for x in (q, k, v)]  # [R, heads, longest, dim]
+    qs, ks, vs = (x[index].transpose(1, 2) for x in (q, k, v))  # [R, heads, longest, dim]
     mask = real[:, None, None, :]
     if (band := _band(longest, width, q.device)) is not None:
         mask = mask & band
     # A padded query may see nothing at all within its window; it sees itself, and is thrown away.
     mask = mask | torch.eye(longest, dtype=torch.bool, device=q.device)
-    found = F.scaled_dot_product_attention(*rows, mask, dropout, scale=scale)
+    found = F.scaled_dot_product_attention(qs, ks, vs, mask, dropout, scale=scale)
     return found.transpose(1, 2)[real]
 
 
@@ -224,6 +232,6 @@ def _mean(hidden: Tensor, pack: Pack) -> Tensor:
 
 def position_offset(network: Any) -> int:
     """What the position of a first token is: 0, or for RoBERTa and its kin the one after that of padding."""
-    embeddings = getattr(network.base_model, "embeddings", None)
+    embeddings: Any = getattr(network.base_model, "embeddings", None)
     counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
     return int(embeddings.padding_idx) + 1 if counts_from_padding else 0
