@@ -71,7 +71,7 @@ def test_the_best_window_speaks_for_a_document(tiny_bert):
     with torch.inference_mode():
         together = scorer.logits(items)
         expected = torch.stack([scorer.logits(windows).max() for windows in apart])
-    torch.testing.assert_close(together, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_best_window_sends_its_gradient_to_the_best_row_alone():
