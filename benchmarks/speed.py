@@ -76,6 +76,12 @@ def arguments() -> argparse.Namespace:
     unknown = sorted(set(given.only.split(",")) - set(PARTS))
     if unknown:
         parser.error(f"--only knows {','.join(PARTS)}, not {','.join(unknown)}")
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads is at least 1, not {given.threads}")
+    if given.checkpoint is not None and not given.checkpoint.is_dir():
+        parser.error(f"--checkpoint {given.checkpoint} is no folder")
+    if given.losses and not re.fullmatch(r"(lambda|listnet)(:[1-9]\d*)?(,(lambda|listnet)(:[1-9]\d*)?)*", given.losses):
+        parser.error(f"--losses {given.losses!r} is not like lambda:2,listnet:1")
     return given
 
 

@@ -334,7 +334,12 @@ def _interruptible(option: str = " with --resume") -> Iterator[None]:
 def _say_part(part: Any, more: str = "") -> None:
     """One line for a part on disk (`experiment.shards.Part`)."""
     there = "" if part.fresh else " (was there already; nothing to do)"
-    console.print(f"{part.queries} queries{more}: {part.path}{there}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"{part.queries} {'query' if part.queries == 1 else 'queries'}{more}: {part.path}{there}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _visible(text: str) -> str:

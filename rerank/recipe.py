@@ -186,6 +186,14 @@ class Model:
     refine: Mapping[str, Any] = field(default_factory=dict)
     control: Mapping[str, Any] = field(default_factory=dict)
 
+    def _check_reading(self, where: str) -> None:
+        if not 1 <= self.windows <= 1000:
+            raise RecipeError(f"{where}: windows = {self.windows} must be from 1 (cut) to 1000")
+        if self.kind == "light" and (self.lora or self.windows > 1):
+            raise RecipeError(f"{where}: lora and windows are of cross-encoders: a light model has neither")
+        if not 0 <= self.lora <= 1024:
+            raise RecipeError(f"{where}: lora = {self.lora} must be a rank from 0 (none) to 1024; 16 is usual")
+
     def __post_init__(self) -> None:
         where = f"model {self.name!r}" if self.name else "model"
         if self.name and not NAME.fullmatch(self.name):
@@ -198,10 +206,7 @@ class Model:
             raise RecipeError(f"{where}: dropout = {self.dropout} must be at least 0 and below 1")
         if self.max_length < 8:
             raise RecipeError(f"{where}: max_length = {self.max_length} must be at least 8 tokens")
-        if not 1 <= self.windows <= 1000 or (self.windows > 1 and self.kind == "light"):
-            raise RecipeError(f"{where}: windows = {self.windows} must be from 1 (cut) to 1000, of a cross-encoder")
-        if self.lora < 0 or (self.lora and self.kind == "light"):
-            raise RecipeError(f"{where}: lora = {self.lora} must be a rank of at least 0 (0: none), of a cross-encoder")
+        self._check_reading(where)
         if self.precision not in ("auto", *PRECISIONS):
             raise RecipeError(f"{where}: precision {self.precision!r}{nearest(self.precision, ['auto', *PRECISIONS])}")
         if self.kind == "light" and (self.backbone, self.max_length) != (Model.backbone, Model.max_length):

@@ -20,7 +20,6 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from rerank.engine.batching import score_items
 from rerank.errors import InputError
 from rerank.models.calibration import Calibration
 from rerank.models.loading import load_policy, save_policy
@@ -104,7 +103,8 @@ class Reranker:
             features=self._features(first_stage, len(texts)),
         )
         with torch.inference_mode():
-            views = self.policy.eval().all_views([candidates]) if candidates.features else self._plain(candidates)
+            flat = self._plain(candidates)
+            views = self.policy.views(flat[0, 0], [candidates]) if candidates.features else flat
         logits = views[0, 0].cpu().double()
         scores = logits.numpy()
         order = np.argsort(-scores, kind="stable")[:top_k]
@@ -121,17 +121,17 @@ class Reranker:
         for i, (query, text) in enumerate(pairs):
             _check_text(query, f"the query of pair {i}")
             _check_text(text, f"the document of pair {i}")
-        if not pairs:
+        if len(pairs) == 0:
             return np.zeros(0, dtype=np.float32)
         lists = [CandidateList("query", query, ("document",), (text,)) for query, text in pairs]
-        scorer = self.policy.eval().pair_scorer
+        policy = self.policy.eval()
         with torch.inference_mode():
-            flat = score_items(scorer, scorer.encode(lists), self.policy.budget)
+            flat = policy.served_logits(policy.pair_scorer.encode(lists))
         return flat.float().cpu().numpy()
 
     def _plain(self, candidates: CandidateList) -> torch.Tensor:
-        scorer = self.policy.eval().pair_scorer
-        return score_items(scorer, scorer.encode([candidates]), self.policy.budget)[None, None]
+        policy = self.policy.eval()
+        return policy.served_logits(policy.pair_scorer.encode([candidates]))[None, None]
 
     def _calibration(self, with_features: bool) -> Calibration:
         """The calibration of the scores that will be given: with the first stage's, or without."""

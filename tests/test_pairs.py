@@ -88,7 +88,7 @@ def test_cut_documents_are_counted_and_said_once(tokenizer, caplog):
         pairs.encode_pairs([("query", "d " * 60), ("query", "d"), ("query", "e " * 80)])
         pairs.encode_pairs([("query", "f " * 60)])
     assert [r.getMessage()[:70] for r in caplog.records] == [
-        "2 of 3 documents are longer than the window of 24 tokens and are cut (said once)"[:70]
+        "2 of 3 documents are longer than 1 window of 24 tokens and are cut (said once)"[:70]
     ]
 
 

@@ -43,7 +43,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else None
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r} is not known{nearest(precision, ['auto', *PRECISIONS])}")
+        raise InputError(f"precision {precision!r} is not known{nearest(str(precision), ['auto', *PRECISIONS])}")
     return PRECISIONS[precision]
 
 

@@ -75,6 +75,7 @@ def sharded() -> bool:
 @contextmanager
 def started() -> Iterator[None]:
     """Within the block this process is one of those that were launched together; alone it stays alone."""
+    sharded()  # a wrong RERANK_SHARD is told before anything was computed
     if _launched() < 2 or _joined():
         yield
         return

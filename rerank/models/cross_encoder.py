@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rerank.engine.precision import autocast, compute_dtype, keep_few_kernels
 from rerank.errors import InputError
 from rerank.models import packing
+from rerank.models.completeness import check_vocabulary
 from rerank.models.dropout import quicken
 from rerank.models.packing import Gathering, Pack
 from rerank.models.pairs import ID, PairItem, PairTokenizer, Rows, best_window
@@ -43,6 +44,7 @@ class CrossEncoderScorer(nn.Module):
             raise InputError(f"a reranker has one output; this model has num_labels = {model.num_labels}")
         keep_few_kernels()
         self.model = model
+        check_vocabulary(model.tokenizer, self.network)
         quicken(model)
         self.pairs = PairTokenizer(model.tokenizer, max_length, model.max_seq_length, windows)
         self.precision = precision

@@ -30,7 +30,16 @@ from rerank.errors import InputError, Mismatch, need
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.int8 import LARGEST, check_int8, write_int8
 from rerank.models.loading import backbone_path, load_policy, save_policy
-from rerank.models.onnx import EXTRA, FILES, POSSIBLE, WEIGHTS, fingerprint_of_weights, open_session, run_session
+from rerank.models.onnx import (
+    EXTRA,
+    FILES,
+    NUMBERS,
+    POSSIBLE,
+    WEIGHTS,
+    fingerprint_of_weights,
+    open_session,
+    run_session,
+)
 from rerank.models.pairs import ID, PairItem, PairTokenizer
 
 logger = logging.getLogger("rerank.models")
@@ -62,10 +71,10 @@ def export_onnx(model: str, out: Path | None = None, int8: bool = False) -> Path
         wanted = scorer.logits(items).numpy()
     with TemporaryDirectory(dir=folder, prefix="onnx-draft-") as name:
         draft = Path(name)
-        first = _write_float(scorer, items, wanted, draft / FILES["float32"].name, known)
+        first = _write_float(scorer, items, wanted, draft / FILES["float32"].name, {**known, NUMBERS: "float32"})
         if int8:
             with _quiet():
-                write_int8(draft / FILES["float32"].name, draft / FILES["int8"].name, known, first)
+                write_int8(draft / FILES["float32"].name, draft / FILES["int8"].name, {**known, NUMBERS: "int8"}, first)
             check_int8(_logits(draft / FILES["int8"].name, scorer.pairs, items), wanted)
         place = folder / FILES["float32"].parent
         place.mkdir(exist_ok=True)

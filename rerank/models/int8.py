@@ -65,9 +65,16 @@ def check_int8(found: np.ndarray, wanted: np.ndarray) -> None:
     """Nothing; says how far int8 logits are from the float ones, an error where they are no numbers."""
     if not np.isfinite(found).all():
         raise Mismatch("the int8 form of this network gives no finite logits; export it without int8")
+    if np.ptp(wanted) == 0.0 or np.ptp(found) == 0.0:
+        logger.warning(
+            "this network gives every pair the same score, so it ranks nothing by itself: was it trained? (A model "
+            "that kept its first-stage weights alone ranks with first-stage scores only.)"
+        )
+        return
     agreement = float(np.corrcoef(found, wanted)[0, 1])
     logger.log(
         logging.INFO if agreement >= LOW else logging.WARNING,
-        "int8: logits of %d made-up pairs are within %.2g of the float ones, correlation %.3f; measure it on your own",
+        "int8: logits of %d made-up pairs are within %.2g of the float ones, correlation %.3f; measure it on your "
+        "own data",
         *(len(wanted), float(np.abs(found - wanted).max()), agreement),
     )

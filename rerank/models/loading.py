@@ -24,6 +24,7 @@ from torch import nn
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, Mismatch, NotFound, nearest, need
 from rerank.models.calibration import Calibration, fault
+from rerank.models.completeness import check_tokenizer_files, check_weights
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore, named_failures
 from rerank.models.light import LightScorer
@@ -56,6 +57,8 @@ def backbone_path(name: str) -> str:
             )
         return str(folder)
     folder = Path(name).expanduser()
+    if len(name) > 4000:
+        raise InputError(f"a model is a folder or a hub id, not a text of {len(name)} characters")
     if folder.is_dir():
         if not _holds_model(folder):
             if _holds_model(folder / "model"):
@@ -65,7 +68,8 @@ def backbone_path(name: str) -> str:
     if folder.exists():
         raise InputError(f"{name} is a file; a model is a folder")
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
-        raise NotFound(f"there is no model folder {name}")
+        beside = f"; there is a model in {folder.parent}" if _holds_model(folder.parent) else ""
+        raise NotFound(f"there is no model folder {name}{beside}")
     return name
 
 
@@ -128,8 +132,12 @@ def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tu
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
     from transformers import AutoConfig
 
+    check_tokenizer_files(Path(path))
     if _is_cross_encoder(path, AutoConfig):
-        return CrossEncoder(path, device=device, activation_fn=nn.Identity(), model_kwargs=dict(NO_PICKLE)), False
+        model = CrossEncoder(path, device=device, activation_fn=nn.Identity(), model_kwargs=dict(NO_PICKLE))
+        if len(model) == 1:
+            check_weights(Path(path), model[0].model)
+        return model, False
     transformer = Transformer(path, model_kwargs=dict(NO_PICKLE))
     dim = transformer.get_embedding_dimension()
     head = Dense(dim, 1, activation_function=nn.Identity(), module_output_name="scores")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rerank.engine.batching import micro_batches
 from rerank.errors import InputError, Mismatch, NotFound, nearest, need
+from rerank.models.completeness import check_tokenizer_files
 from rerank.models.pairs import PairItem, PairTokenizer, best_window
 from rerank.types import CandidateList
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("rerank.models")
 EXTRA = "onnx"
 FILES = {"float32": Path("onnx/model.onnx"), "int8": Path("onnx/model_int8.onnx")}
 """Precision -> file within a model's folder, laid out as sentence-transformers and optimum do."""
-POSSIBLE, WEIGHTS = "rerank.max_seq_length", "rerank.weights"
+POSSIBLE, WEIGHTS, NUMBERS = "rerank.max_seq_length", "rerank.weights", "rerank.precision"
 """What an exported file knows about its model: the tokens that it can read, the fingerprint of its weights."""
 AT_ONCE = 512
 """Tokens of one run on a CPU, within a micro-batch: what stays in its cache is a quarter faster than 4096 at once."""
@@ -81,6 +82,12 @@ class OnnxScorer(nn.Module):
         self.session = open_session(file, self.device)
         known = self.session.get_modelmeta().custom_metadata_map
         _check_weights(folder, file, known.get(WEIGHTS, ""))
+        if known.get(NUMBERS, file_precision(file)) != file_precision(file):
+            raise Mismatch(
+                f"{file} holds {known[NUMBERS]} and not {file_precision(file)}: write it anew with "
+                f"rerank export {folder} --to onnx --int8"
+            )
+        check_tokenizer_files(folder)
         self.pairs = PairTokenizer(_tokenizer(folder), max_length, _possible(known), windows)
 
     @property
@@ -158,6 +165,11 @@ def _providers(runtime: Any, device: torch.device) -> list[Any]:
         f"device {str(device)!r} cannot be used with backend = 'onnx': onnxruntime here has {available}; give device = "
         "'cpu', or pip install onnxruntime-gpu for CUDA"
     )
+
+
+def file_precision(file: Path) -> str:
+    """The precision that an exported file has by its name."""
+    return next((precision for precision, path in FILES.items() if path.name == file.name), "float32")
 
 
 def _check_weights(folder: Path, file: Path, exported: str) -> None:

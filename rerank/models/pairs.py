@@ -132,9 +132,9 @@ class PairTokenizer:
         if cut_documents and "document" not in self._told:
             self._told.add("document")
             logger.warning(
-                "%d of %d documents are longer than the window of %d tokens and are cut (said once): a larger "
-                "max_length or windows = 4 reads more of them",
-                *(cut_documents, n, self.max_length),
+                "%d of %d documents are longer than %d window%s of %d tokens and are cut (said once): a larger "
+                "max_length or windows = %d reads more of them",
+                *(cut_documents, n, self.windows, "s" * (self.windows > 1), self.max_length, 4 * self.windows),
             )
 
     def _tokenize(self, texts: set[str]) -> None:

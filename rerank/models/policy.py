@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from rerank import plackett_luce
 from rerank.engine.batching import PairScorer, padded, score_items
 from rerank.engine.memory import out_of_memory, scoring_budget
+from rerank.errors import TrainingError
 from rerank.lists import features_of, mask_of
 from rerank.models.calibration import Calibration
 from rerank.types import CandidateList, Rollout, Run
@@ -99,6 +100,17 @@ class ScorePolicy(nn.Module):
                     self.budget,
                 )
 
+    def served_logits(self, items: Sequence[Any]) -> Tensor:
+        """As `logits`, for scores that are handed out: an error where one is no number."""
+        found = self.logits(items)
+        finite = torch.isfinite(found)
+        if not bool(finite.all()):
+            raise TrainingError(
+                f"{int((~finite).sum())} of {len(found)} logits are not finite: the weights are broken, or too large "
+                "for this number format; try precision = 'float32', or an earlier model"
+            )
+        return found
+
     def scores(self, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [B, N], -inf where padded."""
         return self.all_views(lists)[0]
@@ -136,7 +148,8 @@ def rerank_lists(policy: ScorePolicy, lists: Sequence[CandidateList], name: str,
     views: dict[str, dict[str, dict[str, float]]] = {}
     for start in range(0, len(lists), at_once):
         group = lists[start : start + at_once]
-        for view, scores in zip(("served", "plain"), policy.all_views(group).tolist(), strict=False):
+        found = policy.views(policy.served_logits(policy.pair_scorer.encode(group)), group)
+        for view, scores in zip(("served", "plain"), found.tolist(), strict=False):
             for candidates, row in zip(group, scores, strict=True):
                 by_doc = dict(zip(candidates.doc_ids, row, strict=False))
                 views.setdefault(view, {})[candidates.query_id] = by_doc

@@ -46,7 +46,7 @@ class Log:
     def say(self, text: str) -> None:
         """One line for the person who watches."""
         if self.console is not None:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False)
         else:
             logger.info(text)
 

@@ -146,7 +146,7 @@ def sharded_gradients(
             raise
         raise TrainingError(
             "out of memory while the weights are divided among processes, where a step cannot be begun again: lower "
-            "[[models]] budget or max_length, or take more processes; then go on in a new folder"
+            "[[models]] max_length, or take more processes; then go on in a new folder"
         ) from error
     told = by_all(lambda: (Found(float(loss), facts), [p.grad is not None for p in shards.whole]))
     moved = [any(column) for column in zip(*(has for _, has in told), strict=True)]
