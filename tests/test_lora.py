@@ -194,7 +194,7 @@ def test_a_recipe_sets_the_rank(tiny_bert, tmp_path):
 
 @pytest.mark.parametrize("wrong", ["lora = -1", 'kind = "light"\nlora = 4'])
 def test_a_rank_that_cannot_be_is_refused(wrong, tmp_path):
-    with pytest.raises(RecipeError, match=r"lora = .* must be a rank from 0 \(none\) to 1024|a light model has neither"):
+    with pytest.raises(RecipeError, match=r"must be a rank from 0 \(none\)|a light model has neither"):
         parse_recipe(RECIPE.format(wrong), tmp_path)
 
 
