@@ -21,7 +21,7 @@ from rerank.models import packing
 from rerank.models.completeness import check_vocabulary
 from rerank.models.dropout import quicken
 from rerank.models.packing import Gathering, Pack
-from rerank.models.pairs import ID, PairItem, PairTokenizer, Rows, best_window
+from rerank.models.pairs import PairItem, PairTokenizer, Rows, best_window
 from rerank.types import CandidateList
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class CrossEncoderScorer(nn.Module):
 
 def _probes(pairs: PairTokenizer) -> list[PairItem]:
     """Pairs of very different lengths; the longest is beyond the sliding windows that networks have."""
-    special = set(pairs.tokenizer.all_special_ids)
-    plain = np.array([i for i in range(min(len(pairs.tokenizer), 5000)) if i not in special], dtype=ID)
+    plain = pairs.plain_ids()
     room = min(pairs.max_length - pairs.n_special, 300)
     sizes = [(1, 1), (room // 4, room - room // 4), (room // 5, room // 3), (1, room // 3)]
     return [

@@ -40,7 +40,8 @@ from rerank.models.onnx import (
     open_session,
     run_session,
 )
-from rerank.models.pairs import ID, PairItem, PairTokenizer
+from rerank.models.packing import last_layer
+from rerank.models.pairs import PairItem, PairTokenizer
 
 logger = logging.getLogger("rerank.models")
 
@@ -104,8 +105,7 @@ def _folder(model: str, out: Path | None) -> Path:
 
 def _probes(pairs: PairTokenizer) -> list[PairItem]:
     """Pairs of any length up to the longest that is read."""
-    special = set(pairs.tokenizer.all_special_ids)
-    plain = np.array([i for i in range(min(len(pairs.tokenizer), 5000)) if i not in special], dtype=ID)
+    plain = pairs.plain_ids()
     room = pairs.max_length - pairs.n_special
     rows = []
     for k, share in enumerate((0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)):
@@ -175,20 +175,14 @@ def _prepared(scorer: CrossEncoderScorer, inputs: Sequence[str], attention: bool
     AttentionMaskInterface.register(ATTENTION, _mask)
     network.set_attn_implementation(ATTENTION)
     if first:
-        layer = _last_layer(network)
+        layer = last_layer(network)
+        if layer is None or not hasattr(layer.attention, "self"):
+            raise NotImplementedError("layers unlike BERT's")
         own = layer.attention.self
         setattr(own, FIRST, True)
         own.query = _FirstToken(own.query)
         layer.attention.output.register_forward_pre_hook(lambda _, args: tuple(hidden[:, :1] for hidden in args))
     return graph
-
-
-def _last_layer(network: nn.Module) -> Any:
-    """The last layer of the kind that BERT has."""
-    layers = [m for m in network.modules() if hasattr(m, "intermediate") and hasattr(m, "attention")]
-    if not layers or not hasattr(layers[-1].attention, "output") or not hasattr(layers[-1].attention, "self"):
-        raise NotImplementedError("layers unlike BERT's")
-    return layers[-1]
 
 
 def _attention(

@@ -185,7 +185,7 @@ def prepare(network: Any) -> bool:
     if base is None or not getattr(network, "_supports_attention_backend", False) or network.config.is_encoder_decoder:
         return False
     network.set_attn_implementation(ATTENTION)
-    if (last := _last_layer(base)) is not None:
+    if (last := last_layer(base)) is not None:
         last.attention.output.register_forward_pre_hook(_gather_in_last_layer)
     base.register_forward_hook(_gather_at_end)
     return True
@@ -196,7 +196,7 @@ def release(network: Any) -> None:
     network.set_attn_implementation("sdpa")
 
 
-def _last_layer(base: nn.Module) -> Any:
+def last_layer(base: nn.Module) -> Any:
     """The last layer of the kind that BERT has: attention.output (projection and residual), then a feed-forward."""
     layers = [m for m in base.modules() if hasattr(m, "intermediate") and hasattr(m, "attention")]
     return layers[-1] if layers and hasattr(layers[-1].attention, "output") else None

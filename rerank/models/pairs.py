@@ -149,6 +149,11 @@ class PairTokenizer:
         for text, ids in zip(new, encoded["input_ids"], strict=True):
             self._ids[text] = np.array(ids[:kept], dtype=ID).tobytes()
 
+    def plain_ids(self) -> np.ndarray:
+        """Ids of some thousand tokens that are no special ones, of type `ID`: what made-up pairs are made of."""
+        special = set(self.tokenizer.all_special_ids)
+        return np.array([i for i in range(min(len(self.tokenizer), 5000)) if i not in special], dtype=ID)
+
     def rows(self, items: Sequence[PairItem]) -> Rows:
         """The sequences of items end to end: one for each window of each item."""
         before, between, after = self._special
