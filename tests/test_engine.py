@@ -11,7 +11,7 @@ from rerank.engine.batching import micro_batches, padded, score_items
 from rerank.engine.gradient_cache import backward
 from rerank.engine.precision import autocast, compute_dtype
 from rerank.errors import InputError
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.randomness import dropout_key
 from rerank.types import CandidateList
 

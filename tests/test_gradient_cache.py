@@ -9,7 +9,7 @@ import torch
 from rerank.engine.batching import micro_batches
 from rerank.engine.gradient_cache import backward, in_rounds, rounds_of
 from rerank.lists import batch_of
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.objective.imitation import LOSSES
 from rerank.randomness import dropout_key, key_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rerank.errors import InputError, TrainingError
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.policy import ScorePolicy
 from rerank.rewards import ndcg
 from rerank.training.checkpoint import latest_checkpoint

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rerank.engine.memory import CPU_BUDGET, CPU_GRAPH_TOKENS, bytes_per_token, graph_tokens_on, scoring_budget
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.policy import ScorePolicy
 from rerank.types import CandidateList
 
@@ -66,14 +66,14 @@ def test_another_error_is_not_taken_for_full_memory(policy):
 
 
 def test_what_a_pass_keeps_grows_with_the_network_and_not_with_the_number_of_pairs(policy):
-    items = policy.pair_scorer.encode(lists())
-    few, many = (bytes_per_token(policy.pair_scorer, some) for some in (items[:6], items))
+    items = policy.item_scorer.encode(lists())
+    few, many = (bytes_per_token(policy.item_scorer, some) for some in (items[:6], items))
     assert few == pytest.approx(many, rel=0.35)
     hidden, layers = policy.scorer.network.config.hidden_size, policy.scorer.network.config.num_hidden_layers
     assert few > 4 * hidden * layers, "at least one vector a layer"
 
 
 def test_a_cpu_has_fixed_numbers(policy):
-    items = policy.pair_scorer.encode(lists())
-    assert graph_tokens_on(torch.device("cpu"), policy.pair_scorer, items) == CPU_GRAPH_TOKENS
+    items = policy.item_scorer.encode(lists())
+    assert graph_tokens_on(torch.device("cpu"), policy.item_scorer, items) == CPU_GRAPH_TOKENS
     assert scoring_budget(torch.device("cpu")) == CPU_BUDGET == ScorePolicy(policy.scorer).budget

@@ -9,8 +9,8 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from rerank.models import packing
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.cross_encoder import CrossEncoderScorer
-from rerank.models.loading import load_cross_encoder
 from rerank.models.packing import Pack
 
 SIZES = {

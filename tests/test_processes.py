@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from rerank.data import read_run
 from rerank.engine import processes
 from rerank.errors import InputError, TrainingError
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.rewards import ndcg
 from rerank.training import loop

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rerank import plackett_luce
 from rerank.errors import InputError, TrainingError
 from rerank.lists import batch_of, mask_of
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.objective.expected import expected_reward
 from rerank.objective.sampled import ESTIMATORS

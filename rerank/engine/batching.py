@@ -1,6 +1,7 @@
 """Micro-batches by token budget: items of like length together, so that little of a batch is padding.
 
-An item is one (query, document) pair as its scorer encodes it: hashable, and `len(item)` is its cost in tokens.
+An item is what its scorer reads at once: a (query, document) pair, or the prompt of a whole list. It is hashable,
+`len(item)` is its cost in tokens, and `item.width`, 1 where there is none, the number of logits that it is given.
 """
 
 from __future__ import annotations
@@ -15,20 +16,47 @@ from rerank.lists import mask_of
 from rerank.types import CandidateList
 
 
-class PairScorer(Protocol):
-    """A scorer whose work is a flat sequence of independent (query, document) items."""
+class ItemScorer(Protocol):
+    """A scorer whose work is a flat sequence of independent items."""
 
     def encode(self, lists: Sequence[CandidateList]) -> Sequence[Sized]:
-        """One item for each candidate of each list, in order."""
+        """Items whose logits, one after another, are those of each candidate of each list, in order."""
         ...
 
     def logits(self, items: Sequence[Any]) -> Tensor:
-        """Logits [n] of one micro-batch, in float32."""
+        """Logits [n] of one micro-batch, in float32: `width_of` an item many for each."""
         ...
 
     def body(self) -> list[nn.Parameter]:
         """The trainable parameters that are pretrained; the others are heads, which learn faster."""
         ...
+
+
+def width_of(item: Any) -> int:
+    """The number of logits that an item is given."""
+    return getattr(item, "width", 1)
+
+
+def by_list(items: Sequence[Sized], lists: Sequence[CandidateList]) -> list[list[Sized]]:
+    """The items of each list, from all of them."""
+    found: list[list[Sized]] = []
+    coming = iter(items)
+    for candidates in lists:
+        row: list[Sized] = []
+        held = 0
+        while held < len(candidates):
+            row.append(next(coming))
+            held += width_of(row[-1])
+        found.append(row)
+    return found
+
+
+def flat_order(items: Sequence[Any], groups: Sequence[Sequence[int]]) -> Tensor:
+    """Where each logit belongs, [n], when the items are scored group by group."""
+    starts = [0]
+    for item in items:
+        starts.append(starts[-1] + width_of(item))
+    return torch.tensor([at for group in groups for i in group for at in range(starts[i], starts[i + 1])]).long()
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -43,7 +71,7 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def score_items(scorer: PairScorer, items: Sequence[Sized], budget: int) -> Tensor:
+def score_items(scorer: ItemScorer, items: Sequence[Sized], budget: int) -> Tensor:
     """Logits [n] of all items in their own order, a micro-batch at a time; keeps the graph if gradients are on."""
     # Equal items are scored once: float sums differ from place to place, and equal texts must tie.
     place = {item: i for i, item in enumerate(dict.fromkeys(items))}
@@ -51,11 +79,12 @@ def score_items(scorer: PairScorer, items: Sequence[Sized], budget: int) -> Tens
     groups = micro_batches([len(item) for item in distinct], budget)
     if not groups:
         return torch.zeros(0)
-    parts = [scorer.logits([distinct[i] for i in group]) for group in groups]
-    order = torch.tensor([i for group in groups for i in group], device=parts[0].device)
-    flat = torch.cat(parts)
-    flat = torch.zeros_like(flat).index_copy(0, order, flat)
-    return flat[torch.tensor([place[item] for item in items], device=flat.device)]
+    flat = torch.cat([scorer.logits([distinct[i] for i in group]) for group in groups])
+    flat = torch.zeros_like(flat).index_copy(0, flat_order(distinct, groups).to(flat.device), flat)
+    if len(distinct) == len(items):
+        return flat
+    rows = flat.split([width_of(item) for item in distinct])
+    return torch.cat([rows[place[item]] for item in items])
 
 
 def padded(flat: Tensor, lists: Sequence[CandidateList]) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence, Sized
 import torch
 from torch import Tensor
 
-from rerank.engine.batching import PairScorer, micro_batches
+from rerank.engine.batching import ItemScorer, flat_order, micro_batches, width_of
 from rerank.randomness import dropout_key, key_of
 
 LossOf = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ LossOf = Callable[[Tensor], Tensor]
 
 
 def backward(
-    scorer: PairScorer, items: Sequence[Sized], loss_of: LossOf, budget: int, graph_tokens: int, key: int
+    scorer: ItemScorer, items: Sequence[Sized], loss_of: LossOf, budget: int, graph_tokens: int, key: int
 ) -> Tensor:
     """Accumulates the gradients of `loss_of(flat logits [n])` into the parameters; returns the loss, detached.
 
@@ -39,13 +39,13 @@ def backward(
     with torch.no_grad():
         flat = torch.cat([_logits(scorer, items, groups, i, key) for i in range(n)])
     loss, gradient = _at_scores(flat, order, loss_of)
-    for i, part in enumerate(gradient.split([len(group) for group in groups])):
+    for i, part in enumerate(gradient.split(_widths(items, groups))):
         _logits(scorer, items, groups, i, key).backward(part)
     return loss
 
 
 def in_rounds(
-    scorer: PairScorer,
+    scorer: ItemScorer,
     items: Sequence[Sized],
     loss_of: LossOf,
     budget: int,
@@ -66,7 +66,7 @@ def in_rounds(
     loss, gradients = torch.zeros(()), []
     if parts:
         loss, gradient = _at_scores(torch.cat(parts), order, loss_of)
-        gradients = list(gradient.split([len(group) for group in groups]))
+        gradients = list(gradient.split(_widths(items, groups)))
     for i in range(rounds):
         last(i == rounds - 1)
         if i < len(groups):
@@ -82,18 +82,23 @@ def rounds_of(items: Sequence[Sized], budget: int) -> int:
 
 
 def _grouped(items: Sequence[Sized], budget: int) -> tuple[list[list[int]], Tensor]:
-    """Micro-batches of indices, and all of these in the order in which they are scored."""
+    """Micro-batches of indices, and the logits' places in the order in which they are scored."""
     groups = micro_batches([len(item) for item in items], budget)
-    return groups, torch.tensor([i for group in groups for i in group], dtype=torch.long)
+    return groups, flat_order(items, groups)
 
 
-def _logits(scorer: PairScorer, items: Sequence[Sized], groups: list[list[int]], index: int, key: int) -> Tensor:
+def _widths(items: Sequence[Sized], groups: list[list[int]]) -> list[int]:
+    """The number of logits of each micro-batch."""
+    return [sum(width_of(items[i]) for i in group) for group in groups]
+
+
+def _logits(scorer: ItemScorer, items: Sequence[Sized], groups: list[list[int]], index: int, key: int) -> Tensor:
     with dropout_key(key_of(key, index), _device_of(scorer)):
         return scorer.logits([items[i] for i in groups[index]])
 
 
 def _at_scores(flat: Tensor, order: Tensor, loss_of: LossOf) -> tuple[Tensor, Tensor]:
-    """(the loss, its gradient with respect to `flat`), where flat[i] is the logit of item order[i]."""
+    """(the loss, its gradient with respect to `flat`), where flat[i] is the logit at place order[i]."""
     leaf = flat[order.argsort().to(flat.device)].requires_grad_()
     loss = loss_of(leaf)
     loss.backward()
@@ -101,6 +106,6 @@ def _at_scores(flat: Tensor, order: Tensor, loss_of: LossOf) -> tuple[Tensor, Te
     return loss.detach(), gradient
 
 
-def _device_of(scorer: PairScorer) -> torch.device:
+def _device_of(scorer: ItemScorer) -> torch.device:
     parameters = getattr(scorer, "parameters", None)
     return next(parameters()).device if parameters is not None else torch.device("cpu")

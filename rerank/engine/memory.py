@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rerank.engine.batching import PairScorer
+from rerank.engine.batching import ItemScorer
 
 CPU_BUDGET, GPU_BUDGET = 2048, 65_536
 """What stays in a CPU's cache, and what fills a GPU."""
@@ -36,7 +36,7 @@ def scoring_budget(device: torch.device) -> int:
     return CPU_BUDGET if device.type == "cpu" else GPU_BUDGET
 
 
-def graph_tokens_on(device: torch.device, scorer: PairScorer, items: Sequence[Sized]) -> int:
+def graph_tokens_on(device: torch.device, scorer: ItemScorer, items: Sequence[Sized]) -> int:
     """Tokens whose activations `device` can keep at once, from what those of a few of `items` take."""
     if device.type != "cuda" or not items:
         return CPU_GRAPH_TOKENS
@@ -47,7 +47,7 @@ def graph_tokens_on(device: torch.device, scorer: PairScorer, items: Sequence[Si
     return int(min(max(fitting, CPU_GRAPH_TOKENS), GPU_GRAPH_TOKENS))
 
 
-def bytes_per_token(scorer: PairScorer, items: Sequence[Sized]) -> float:
+def bytes_per_token(scorer: ItemScorer, items: Sequence[Sized]) -> float:
     """What one forward pass over `items` keeps for its backward pass, beside the parameters, by token."""
     parameters = scorer.parameters() if isinstance(scorer, nn.Module) else ()
     known = {p.untyped_storage().data_ptr() for p in parameters}

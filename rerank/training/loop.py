@@ -41,7 +41,7 @@ from rerank.training.optimizing import all_finite, clipped, groups_of, rate_shar
 from rerank.training.sampling import Important, Portion, portions
 from rerank.training.schedule import Schedule
 from rerank.training.sharding import Shards
-from rerank.training.step import Found, Objective, Room, gradients, sharded_gradients
+from rerank.training.step import Found, Objective, Room, WholeStep, gradients, sharded_gradients
 from rerank.types import CandidateList
 
 __all__ = ["Context", "Dev", "Moving", "fit"]
@@ -88,7 +88,7 @@ class Moving(Protocol):
 def fit(
     policy: ScorePolicy,
     lists: Sequence[CandidateList],
-    objective: Objective,
+    objective: Objective | WholeStep,
     important: Important,
     schedule: Schedule,
     context: Context,
@@ -103,7 +103,7 @@ def fit(
     names = (context.seed, context.model, context.stage)
     try:
         state.begin()
-        coming = portions(policy.pair_scorer, lists, important, schedule, names, state.step)
+        coming = portions(policy.item_scorer, lists, important, schedule, names, state.step)
         with (
             context.log.progress(f"{context.model}: {context.stage}", state.total, state.step),
             Prefetched(coming) as steps,
@@ -172,7 +172,7 @@ class _State:
             self.moving.restore(found.tensors["moving"])
         self.context.log.say(f"{self.where} goes on at step {self.step} of {self.total}")
 
-    def learn(self, portion: Portion, objective: Objective) -> Found:
+    def learn(self, portion: Portion, objective: Objective | WholeStep) -> Found:
         """One optimizer step; a step whose loss or gradient is not finite is skipped and counted, by all alike."""
         schedule, context = self.schedule, self.context
         self.learner.train()
@@ -180,7 +180,10 @@ class _State:
             group["lr"] = rate * rate_share(self.step, self.total, schedule.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         key = key_of(context.seed, context.model, context.stage, self.step)
-        if self.shards is not None:
+        whole = getattr(objective, "gradients", None)
+        if whole is not None:
+            found = whole(self.learner, portion, self.room, key, self.where)
+        elif self.shards is not None:
             found = sharded_gradients(self.learner, self.shards, portion, objective, schedule.plain_weight, key)
         else:
             found = gradients(self.learner, portion, objective, schedule.plain_weight, self.room, key, self.where)

@@ -15,7 +15,7 @@ from rerank.training.schedule import Schedule
 
 def groups_of(policy: ScorePolicy, schedule: Schedule) -> list[dict[str, Any]]:
     """Optimizer groups: the transformer at its own rate, heads and first-stage weights faster; frozen ones nowhere."""
-    body = {id(p) for p in policy.pair_scorer.body()}
+    body = {id(p) for p in policy.item_scorer.body()}
     residual = set() if policy.first_stage is None else {id(p) for p in policy.first_stage.parameters()}
     everything = [p for p in policy.parameters() if p.requires_grad]
     parts = [

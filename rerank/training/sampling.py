@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from rerank.engine.batching import PairScorer
+from rerank.engine.batching import ItemScorer, by_list
 from rerank.engine.processes import dealt, rank, world
 from rerank.randomness import generator
 from rerank.training.schedule import Schedule
@@ -32,7 +32,7 @@ class Portion(NamedTuple):
     """Where each list stands among all of the step: what its draws are keyed by."""
     lists: list[CandidateList]
     items: list[list[Sized]]
-    """The encoded candidates of each list."""
+    """What is read of each list: its pairs, or its prompt."""
     n_lists: int
     """Lists of the whole step."""
     n_pairs: int
@@ -42,7 +42,7 @@ class Portion(NamedTuple):
 
 
 def portions(
-    scorer: PairScorer,
+    scorer: ItemScorer,
     lists: Sequence[CandidateList],
     important: Important,
     schedule: Schedule,
@@ -50,25 +50,31 @@ def portions(
     start: int,
 ) -> Iterator[Portion]:
     """This process's part of each step from `start` on."""
-    for chosen in step_lists(lists, important, schedule, names, start):
+    # A model that reads candidates in an order must not learn that the first stage's is a good one.
+    shuffled = schedule.shuffle and getattr(scorer, "in_order", False)
+    for chosen in step_lists(lists, important, schedule, names, start, shuffled):
         flat = list(scorer.encode(chosen))
-        ends = torch.tensor([len(c) for c in chosen]).cumsum(0).tolist()
-        items = [flat[end - len(c) : end] for c, end in zip(chosen, ends, strict=True)]
+        items = by_list(flat, chosen)
         own = dealt([sum(map(len, row)) for row in items], world())[rank()] if world() > 1 else range(len(chosen))
         yield Portion(
             list(own),
             [chosen[i] for i in own],
             [items[i] for i in own],
             len(chosen),
-            len(flat),
+            sum(map(len, chosen)),
             [min(flat, key=len)] if flat else [],
         )
 
 
 def step_lists(
-    lists: Sequence[CandidateList], important: Important, schedule: Schedule, names: Names, start: int
+    lists: Sequence[CandidateList],
+    important: Important,
+    schedule: Schedule,
+    names: Names,
+    start: int,
+    shuffled: bool = False,
 ) -> Iterator[list[CandidateList]]:
-    """The sub-lists of each step from `start` on."""
+    """The sub-lists of each step from `start` on, in first-stage order or shuffled."""
     per_step = min(schedule.lists_per_step, len(lists))
     order: list[int] = []
     order_of = -1
@@ -81,7 +87,8 @@ def step_lists(
                 order_of = epoch
             index = order[place]
             draw = generator(*names, "candidates", epoch, index)
-            chosen.append(sublist(lists[index], important(lists[index]), schedule.list_size, draw))
+            sample = sublist(lists[index], important(lists[index]), schedule.list_size, draw)
+            chosen.append(sample.subset(torch.randperm(len(sample), generator=draw).tolist()) if shuffled else sample)
         yield chosen
 
 

@@ -19,6 +19,8 @@ class Schedule:
     lists_per_step: int = 8
     list_size: int = 32
     """Candidates of a list used in one step; the important ones first, the others sampled anew each time."""
+    shuffle: bool = True
+    """Whether models that read candidates in an order are shown them in a new one each time; others do not notice."""
     learning_rate: float = 5e-5
     """Of the transformer."""
     head_learning_rate: float = 1e-3

@@ -11,10 +11,10 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import NamedTuple, TypeAlias, TypeVar, final
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rerank.engine.gradient_cache import backward, in_rounds, rounds_of
 from rerank.engine.memory import graph_tokens_on, out_of_memory
@@ -56,7 +56,7 @@ class Room:
         if not self.graph_tokens:
             items = [item for row in portion.items for item in row]
             device = next(self.policy.parameters()).device
-            self.graph_tokens = graph_tokens_on(device, self.policy.pair_scorer, items)
+            self.graph_tokens = graph_tokens_on(device, self.policy.item_scorer, items)
 
     def halve(self, longest: int, where: str) -> None:
         """Half the budget and the tokens with a graph; an error where one item of `longest` tokens is too much."""
@@ -97,25 +97,43 @@ class Room:
         self.policy.budget = self.first_budget
 
 
+class WholeStep(Protocol):
+    """An objective over more than the scores of a step's lists, such as rankings that are written token by token."""
+
+    def gradients(self, policy: Any, portion: Portion, room: Room, key: int, where: str) -> Found:
+        """Leaves the gradients of the whole step in the parameters of all processes (see `shared_gradients`)."""
+        ...
+
+
 def gradients(
     policy: ScorePolicy, portion: Portion, objective: Objective, plain_weight: float, room: Room, key: int, where: str
 ) -> Found:
     """Leaves the gradients of the whole step in the parameters of all processes; returns its loss and facts."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
     room.measure(portion)
     longest = max((len(item) for row in portion.items for item in row), default=1)
-
-    def clean() -> None:
-        for p in parameters:
-            p.grad = None
 
     def attempt() -> Found:
         loss, facts = 0.0, dict[str, float]()
         for lists, items, place in _fitting(portion, room.graph_tokens):
             loss_of = _loss_of(policy, lists, objective, plain_weight, portion.n_lists, key_of(key, place), facts)
             made = key_of(key, place)
-            loss += float(backward(policy.pair_scorer, items, loss_of, policy.budget, room.graph_tokens, made))
+            loss += float(backward(policy.item_scorer, items, loss_of, policy.budget, room.graph_tokens, made))
         return Found(loss, facts)
+
+    return shared_gradients(policy, attempt, room, longest, where)
+
+
+def shared_gradients(policy: nn.Module, attempt: Callable[[], Found], room: Room, longest: int, where: str) -> Found:
+    """What `attempt` found, summed over all processes, and so are the gradients that it left in the parameters.
+
+    It is begun again, from clean gradients and with half the tokens at once, where memory runs out; `longest` is the
+    number of tokens of its longest item.
+    """
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+
+    def clean() -> None:
+        for p in parameters:
+            p.grad = None
 
     def own() -> tuple[Found, list[bool]]:
         return room.fitting(attempt, clean, longest, where), [p.grad is not None for p in parameters]
@@ -139,7 +157,7 @@ def sharded_gradients(
     rounds = max(by_all(lambda: rounds_of(items, policy.budget)))
     try:
         loss = in_rounds(
-            policy.pair_scorer, items, loss_of, policy.budget, key, rounds, portion.idle, shards.last_round
+            policy.item_scorer, items, loss_of, policy.budget, key, rounds, portion.idle, shards.last_round
         )
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
