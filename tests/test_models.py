@@ -18,11 +18,12 @@ from rerank import plackett_luce
 from rerank.errors import InputError, MissingDependency, NotFound, RerankError
 from rerank.lists import mask_of
 from rerank.models import loading
+from rerank.models.backbones import is_ranker, load_cross_encoder
 from rerank.models.calibration import Calibration
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore
 from rerank.models.light import LightScorer
-from rerank.models.loading import is_ranker, load_cross_encoder, load_policy, save_policy
+from rerank.models.loading import load_policy, save_policy
 from rerank.models.pairs import ID
 from rerank.models.policy import FirstStageWeights, ScorePolicy, rerank_lists, with_rest
 from rerank.randomness import generator
@@ -335,7 +336,7 @@ def test_a_tokenizer_file_with_fixed_padding_and_truncation_changes_nothing(tiny
 
 
 def test_texts_are_remembered_without_end_neither_wrong_nor_growing(tiny_bert, monkeypatch):
-    monkeypatch.setattr("rerank.models.pairs.TEXTS_KEPT", 3)
+    monkeypatch.setattr("rerank.models.texts.TEXTS_KEPT", 3)
     scorer, _ = load_cross_encoder(str(tiny_bert), max_length=64, device="cpu")
     first = scorer.encode_pairs([(QUERY, text) for text in TEXTS])
     for i in range(20):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank.errors import InputError
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.pairs import ID, PairItem, PairTokenizer, best_window
 
 
@@ -128,5 +128,5 @@ def test_copies_share_what_was_tokenized_and_pickles_start_anew(tokenizer):
     items = pairs.encode_pairs([("query", "document")])
     assert copy.deepcopy(pairs) is pairs
     again = pickle.loads(pickle.dumps(pairs))
-    assert again._ids == {}
+    assert len(again._ids) == 0
     assert again.encode_pairs([("query", "document")]) == items

@@ -10,7 +10,6 @@ forge structure. A document longer than the window is cut and counted, or read i
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
@@ -19,16 +18,13 @@ import torch
 from torch import Tensor
 
 from rerank.errors import InputError
+from rerank.models.texts import ID, TextIds, plain
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")
 
-TEXTS_KEPT = 500_000
-"""Tokenized texts that are remembered before the memory starts anew."""
 OVERLAP = 4
 """Neighbouring windows share one part in so many of their tokens."""
-ID = np.dtype(np.int32)
-"""How token ids lie in an item's bytes."""
 
 
 class PairItem(NamedTuple):
@@ -62,30 +58,20 @@ class PairTokenizer:
     """Encodes pairs with a transformers tokenizer; remembers the ids of the texts it has seen."""
 
     def __init__(self, tokenizer: Any, max_length: int, possible: int | None = None, windows: int = 1) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # some tokenizer files pad or cut to a fixed length by themselves
-            backend.no_padding()
-            backend.no_truncation()
-        self.tokenizer = tokenizer
+        self.tokenizer = plain(tokenizer)
         self.template = _template(tokenizer)
         self.n_special = len(self.template.flat)
         self.max_length = _checked_length(max_length, possible, self.n_special)
         self.windows = _checked_windows(windows)
         self.takes_types = "token_type_ids" in tokenizer.model_input_names
         self._special = tuple(np.array(part, dtype=ID).tobytes() for part in self.template.parts)
-        self._ids: dict[str, bytes] = {}
-        self._lock = threading.Lock()  # a loop prepares its next step in a thread of its own
+        # No item holds more of a text than this; one token more tells that it was cut.
+        self._ids = TextIds(tokenizer, self.max_length * self.windows + 1)
         self._told: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PairTokenizer:
         """The tokenizer itself: copies of a policy share it, for nothing in it is trained."""
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_ids": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PairItem]:
         """One item for each candidate of each list, in order."""
@@ -93,9 +79,8 @@ class PairTokenizer:
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[PairItem]:
         """One item for each (query, document) pair; each distinct text is tokenized once."""
-        with self._lock:
-            self._tokenize({text for pair in pairs for text in pair})
-            found = [(self._ids[query], self._ids[document]) for query, document in pairs]
+        ids = self._ids(text for pair in pairs for text in pair)
+        found = [(ids[query], ids[document]) for query, document in pairs]
         room = self.max_length - self.n_special
         items = []
         cut_queries = cut_documents = 0
@@ -136,18 +121,6 @@ class PairTokenizer:
                 "max_length or windows = %d reads more of them",
                 *(cut_documents, n, self.windows, "s" * (self.windows > 1), self.max_length, 4 * self.windows),
             )
-
-    def _tokenize(self, texts: set[str]) -> None:
-        if len(self._ids) > TEXTS_KEPT:
-            self._ids.clear()
-        new = sorted(text for text in texts if text not in self._ids)
-        if not new:
-            return
-        encoded = self.tokenizer(new, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        # No item holds more of a text than this; one token more tells that it was cut.
-        kept = self.max_length * self.windows + 1
-        for text, ids in zip(new, encoded["input_ids"], strict=True):
-            self._ids[text] = np.array(ids[:kept], dtype=ID).tobytes()
 
     def plain_ids(self) -> np.ndarray:
         """Ids of some thousand tokens that are no special ones, of type `ID`: what made-up pairs are made of."""

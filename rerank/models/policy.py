@@ -10,18 +10,20 @@ scorer stays a good ranker by itself, and that is what is exported for use witho
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rerank import plackett_luce
-from rerank.engine.batching import PairScorer, padded, score_items
+from rerank.engine.batching import ItemScorer, padded, score_items
 from rerank.engine.memory import out_of_memory, scoring_budget
 from rerank.errors import TrainingError
 from rerank.lists import features_of, mask_of
 from rerank.models.calibration import Calibration
+from rerank.models.windows import Window, Windowing, run_plans
+from rerank.randomness import key_of
 from rerank.types import CandidateList, Rollout, Run
 
 logger = logging.getLogger("rerank.models")
@@ -53,7 +55,7 @@ class FirstStageWeights(nn.Module):
 
 @final
 class ScorePolicy(nn.Module):
-    """Plackett-Luce over the scores of a `PairScorer`; implements `types.Policy` and `types.Scorer`."""
+    """Plackett-Luce over the scores of a `ItemScorer`; implements `types.Policy` and `types.Scorer`."""
 
     def __init__(
         self, scorer: nn.Module, first_stage: FirstStageWeights | None = None, budget: int | None = None
@@ -68,9 +70,14 @@ class ScorePolicy(nn.Module):
         """From scores to probabilities, once fitted; no part of what is trained, and stale after more training."""
 
     @property
-    def pair_scorer(self) -> PairScorer:
+    def item_scorer(self) -> ItemScorer:
         """The scorer, as the engine sees it."""
         return self.scorer  # type: ignore[return-value]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether scores depend on the order in which candidates come."""
+        return bool(getattr(self.scorer, "in_order", False))
 
     def views(self, flat: Tensor, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [V, B, N] from flat logits: the served view first, then, where there is a residual, the plain one."""
@@ -81,13 +88,36 @@ class ScorePolicy(nn.Module):
 
     def all_views(self, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [V, B, N] of lists."""
-        return self.views(self.logits(self.pair_scorer.encode(lists)), lists)
+        return self.views(self._of_lists(lists, self.logits), lists)
+
+    def served_views(self, lists: Sequence[CandidateList]) -> Tensor:
+        """As `all_views`, for scores that are handed out: an error where one is no number."""
+        return self.views(self.served_of(lists), lists)
+
+    def served_of(self, lists: Sequence[CandidateList]) -> Tensor:
+        """The scorer's own logits [n] of each candidate of each list, in order; all finite."""
+        return self._of_lists(lists, self.served_logits)
+
+    def _of_lists(self, lists: Sequence[CandidateList], logits: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+        """Flat logits [n] of lists; by windows where the scorer reads whole lists, and no gradient is wanted."""
+        windowing: Windowing | None = getattr(self.scorer, "windowing", None)
+        if windowing is None or torch.is_grad_enabled():
+            return logits(self.item_scorer.encode(lists))
+
+        def ask(asked: Sequence[tuple[int, Window]]) -> list[list[float]]:
+            shown = [lists[i].subset(window) for i, window in asked]
+            found = logits(self.item_scorer.encode(shown))
+            return [row.tolist() for row in found.split([len(candidates) for candidates in shown])]
+
+        size: int = self.scorer.window  # type: ignore[assignment]
+        plans = [windowing.plan(len(c), size, key_of("windows", c.query)) for c in lists]
+        return torch.tensor([score for row in run_plans(plans, ask) for score in row], device=self.scorer.device)
 
     def logits(self, items: Sequence[Any]) -> Tensor:
         """Logits [n] of encoded pairs, a micro-batch at a time, in as much memory as there is."""
         while True:
             try:
-                return score_items(self.pair_scorer, items, self.budget)
+                return score_items(self.item_scorer, items, self.budget)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.budget <= max(map(len, items)):
                     raise
@@ -148,7 +178,7 @@ def rerank_lists(policy: ScorePolicy, lists: Sequence[CandidateList], name: str,
     views: dict[str, dict[str, dict[str, float]]] = {}
     for start in range(0, len(lists), at_once):
         group = lists[start : start + at_once]
-        found = policy.views(policy.served_logits(policy.pair_scorer.encode(group)), group)
+        found = policy.served_views(group)
         for view, scores in zip(("served", "plain"), found.tolist(), strict=False):
             for candidates, row in zip(group, scores, strict=True):
                 by_doc = dict(zip(candidates.doc_ids, row, strict=False))

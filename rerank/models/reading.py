@@ -1,0 +1,99 @@
+"""How a language model reads lists: settings of listwise and generative rerankers, in recipes and in `rerank.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, final
+
+from rerank.errors import DataError, InputError, nearest
+from rerank.models.prompt_tokens import Naming, PromptTokenizer
+from rerank.models.prompts import Prompt
+from rerank.models.windows import Sliding, Windowing, windowing_named
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is shown at once, in which words, and what becomes of lists that are longer."""
+
+    window: int = 20
+    """Candidates in one prompt."""
+    document_tokens: int = 128
+    """Tokens of each document; the rest is cut."""
+    query_tokens: int = 128
+    windowing: Windowing = field(default_factory=Sliding)
+    """How lists of more than `window` candidates are ranked."""
+    naming: Naming = "letters"
+    chat: bool = False
+    """Whether the prompt is put into the model's chat template (rendered in a sandbox)."""
+    prompt: Prompt = field(default_factory=Prompt)
+
+    def prompts(self, tokenizer: Any) -> PromptTokenizer:
+        """The tokenizer of prompts that are read so."""
+        return PromptTokenizer(
+            tokenizer, self.window, self.document_tokens, self.query_tokens, self.naming, self.prompt, self.chat
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes, for a JSON file."""
+        made = {f.name: getattr(self, f.name) for f in fields(self)}
+        return made | {"windowing": windowing_as_dict(self.windowing), "prompt": asdict(self.prompt)}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Reading:
+        """The settings in a table; a wrong one is an InputError that names it."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(table) - known)
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is no setting of how lists are read{nearest(unknown[0], sorted(known))}")
+        settings = dict(table)
+        if "windowing" in table:
+            settings["windowing"] = windowing_of(table["windowing"])
+        if "prompt" in table:
+            settings["prompt"] = _prompt_of(table["prompt"])
+        for name in ("window", "document_tokens", "query_tokens"):
+            value = settings.get(name, 2)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        return cls(**settings)
+
+
+def saved_reading(saved: Mapping[str, Any], tokenizer: Any, changes: Mapping[str, Any] | None, file: Path) -> Reading:
+    """How a model reads lists: as the settings `saved` in `file` say, in its chat's words where it has none.
+
+    `changes` are settings that are to be others than its own.
+    """
+    own = saved.get("reading", {"chat": bool(getattr(tokenizer, "chat_template", None))})
+    try:
+        reading = Reading.from_dict(own)
+    except (InputError, TypeError) as error:
+        raise DataError.at(file, None, f"field 'reading': {error}: save the model anew") from error
+    return Reading.from_dict(reading.as_dict() | dict(changes)) if changes else reading
+
+
+def windowing_of(value: Any) -> Windowing:
+    """The windowing of a name, or of a table with a `name` and settings."""
+    if isinstance(value, str):
+        return windowing_named(value)
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise InputError(f"windowing must be a name, or a table with a name and its settings, not {value!r}")
+    return windowing_named(value["name"], **{k: v for k, v in value.items() if k != "name"})
+
+
+def windowing_as_dict(windowing: Windowing) -> dict[str, Any]:
+    """What `windowing_of` takes."""
+    return {"name": windowing.name, **asdict(windowing)}  # type: ignore[call-overload]
+
+
+def _prompt_of(value: Any) -> Prompt:
+    if not isinstance(value, Mapping):
+        raise InputError(f"prompt must be a table of instruction, request and fenced, not {value!r}")
+    known = {f.name: f.type for f in fields(Prompt)}
+    for name, given in value.items():
+        if name not in known:
+            raise InputError(f"prompt: {name!r} is not known{nearest(name, sorted(known))}")
+        if not isinstance(given, bool if name == "fenced" else str):
+            raise InputError(f"prompt.{name} = {given!r} must be {'true or false' if name == 'fenced' else 'a text'}")
+    return Prompt(**value)
