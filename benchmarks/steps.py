@@ -18,7 +18,7 @@ import torch
 from record import RESULTS, stamp
 
 from rerank.data import candidate_lists, load_collection
-from rerank.models.loading import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.policy import ScorePolicy
 from rerank.retrieval.bm25 import BM25
 from rerank.rewards import ndcg

@@ -48,6 +48,11 @@ ShardText = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do anew what is there, whatever job it is of.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the first GPU.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16, float16; onnx: float32, int8.")]
+Window = Annotated[int | None, typer.Option("--window", min=2, help="Language models: candidates in one prompt.")]
+Windowing = Annotated[
+    str | None,
+    typer.Option("--windowing", help="Language models, longer lists: sliding, full, disjoint, tournament, setwise."),
+]
 
 
 @app.command()
@@ -136,31 +141,52 @@ def teach(
     collection: CollectionText,
     run: Annotated[Path, typer.Option("--run", help="Candidates: a TREC run or RankLLM JSON.")],
     out: Annotated[Path, typer.Option("--out", help="Orderings (JSONL) to write or to complete.")],
-    teacher: Annotated[str, typer.Option(help="recorded, scored, judged.")] = "scored",
+    teacher: Annotated[str, typer.Option(help="recorded, scored, judged, chat.")] = "scored",
     recording: Annotated[list[Path], typer.Option("--recording", help="recorded: TREC run or RankLLM JSON.")] = [],
-    model: Annotated[str | None, typer.Option(help="scored: cross-encoder or bi-encoder, folder or hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="scored: a model, folder or hub id; chat: its name at the endpoint.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="chat: an OpenAI-compatible endpoint, as far as /v1.")
+    ] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", help="chat: NAME=VALUE (TOML) of rerank.teachers.ChatSettings.")
+    ] = [],
     depth: Annotated[int | None, typer.Option(min=2, help="Order only the first candidates of the run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="chat: say what it would take, and ask nothing.")] = False,
 ) -> None:
-    """Ask a teacher for its orderings of a run's candidates; answers are kept, so asking again is free."""
-    from rerank.composition import teachers_of
-    from rerank.data import candidate_lists, load_collection, read_run
-    from rerank.recipe import TeacherChoice
-    from rerank.teachers import Remembered
+    """Ask a teacher for its orderings of a run's candidates; answers are kept, so asking again is free.
 
-    if teacher not in ("recorded", "scored", "judged"):
-        raise InputError(f"--teacher {teacher!r} is not one of recorded, scored, judged")
+    A language model:  `rerank teach ... --teacher chat --url http://localhost:8000/v1 --model NAME --dry-run`
+    """
+    from rerank.experiment.teaching import estimate_run, teach_run
+    from rerank.recipe import TeacherChoice, parse_settings
+
+    if teacher not in ("recorded", "scored", "judged", "chat"):
+        raise InputError(f"--teacher {teacher!r} is not one of recorded, scored, judged, chat")
     if teacher == "recorded" and not recording:
         raise InputError("--teacher recorded needs --recording: the TREC runs or RankLLM files to take orderings from")
-    lists = candidate_lists(load_collection(collection), read_run(run), depth=depth)
-    choice = TeacherChoice(kind=teacher, model=model)  # type: ignore[arg-type]
-    if out.resolve() == run.resolve():
-        raise InputError(f"--out {out} is the run itself; orderings need a file of their own")
     if teacher == "scored" and model is None:
         raise InputError("--teacher scored needs --model: a cross-encoder or bi-encoder, by folder or hub id")
-    count = sum(1 for one in teachers_of(choice, recording) for _ in Remembered(one, out)(lists))
-    if count == 0:
-        raise InputError(f"the teacher {teacher!r} ordered none of the {len(lists)} lists; nothing was written")
-    console.print(f"{count} orderings of {len(lists)} lists: {out}")
+    chat: dict[str, Any] = {}
+    if teacher == "chat":
+        given = {"url": url, "model": model}
+        chat = parse_settings(settings, "--set") | {name: value for name, value in given.items() if value is not None}
+    elif url is not None or settings:
+        raise InputError(f"--url and --set are of --teacher chat, not of {teacher!r}")
+    choice = TeacherChoice(kind=teacher, model=model, chat=chat)  # type: ignore[arg-type]
+    with _interruptible(""):
+        if dry_run:
+            found = estimate_run(collection, run, out, choice, depth)
+            cost = "unknown cost (give price_in and price_out)" if found.cost is None else f"a cost of {found.cost:.2f}"
+            console.print(
+                f"{found.requests} requests for {found.lists} lists ({found.cached} answers are there already): about "
+                f"{found.tokens_in:,} tokens in, {found.tokens_out:,} out, {cost}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return
+        console.print(teach_run(collection, run, out, choice, recording, depth), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -221,6 +247,36 @@ def audit(
 
 
 @app.command()
+def robustness(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    collection: CollectionText,
+    run: Annotated[Path, typer.Option("--run", help="Candidates: a TREC run or RankLLM JSON.")],
+    depth: Annotated[int, typer.Option(min=2, help="Candidates a query.")] = 20,
+    queries: Annotated[int, typer.Option(min=1, help="Queries that are tried.")] = 50,
+    shuffles: Annotated[int, typer.Option(min=2, help="Orders in which each list is shown.")] = 5,
+    json: Annotated[Path | None, typer.Option("--json", help="File to write, with all numbers.")] = None,
+    device: Device = None,
+    precision: Precision = "auto",
+    window: Window = None,
+    windowing: Windowing = None,
+) -> None:
+    """Ask what moves a model's rankings that should not: the order shown, and texts that ask for the first place."""
+    from rerank.experiment.reranking import Loading
+    from rerank.experiment.robustness import robustness_of, robustness_table
+    from rerank.experiment.workspace import write_json
+
+    if json is not None and not json.parent.is_dir():
+        raise NotFound(f"--json {json}: there is no folder {json.parent}; make it first")
+    loading = Loading(device, precision, window=window, windowing=windowing)
+    found = robustness_of(model, collection, run, depth, queries, shuffles, loading)
+    console.print(robustness_table(found))
+    for sentence in found.sentences():
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+    if json is not None:
+        write_json(json, found.to_json())
+
+
+@app.command()
 def rank(
     model: Annotated[str, typer.Argument(help="A model folder, e.g. runs/quickstart/model, or a hub id.")],
     query: Annotated[
@@ -233,6 +289,9 @@ def rank(
         str | None, typer.Option("--collection", "-c", help="Rerank a run of this collection.")
     ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="The run to rerank.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", help="RankLLM requests to rerank; --out is then RankLLM JSON.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The TREC run to write.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Documents to print (10).")] = None,
@@ -247,7 +306,11 @@ def rank(
     device: Device = None,
     precision: Precision = "auto",
     max_length: Annotated[int | None, typer.Option(help="Tokens of a pair; default: the model's own.")] = None,
-    backend: Annotated[str, typer.Option(help="torch, or onnx for a model that was exported.")] = "torch",
+    backend: Annotated[
+        str, typer.Option(help="torch; onnx: a model that was exported; vllm: a language model, on GPUs.")
+    ] = "torch",
+    window: Window = None,
+    windowing: Windowing = None,
 ) -> None:
     """Rank documents for a query, or rerank a whole run.
 
@@ -255,12 +318,14 @@ def rank(
 
     A run:      `rerank rank MODEL -c ../scifact#test --run bm25.trec --out reranked.trec`
 
+    RankLLM:    `rerank rank MODEL --requests requests.jsonl --out results.jsonl`
+
     In parts:   the same with `--shard 1/4` to `--shard 4/4`, anywhere; then `rerank merge reranked.trec`
     """
-    from rerank.experiment.reranking import Loading, rank_texts, rerank_run
+    from rerank.experiment.reranking import Loading, rank_texts, rerank_requests, rerank_run
     from rerank.experiment.shards import Shard
 
-    one, whole = (query, documents), (collection, run, out, shard)
+    one, whole = (query, documents), (collection, run, out, shard, requests)
     if any(part is not None for part in one) and any(part is not None for part in whole):
         raise InputError("--query and --documents rank one query; --collection, --run, --out and --shard a run")
     if any(part is not None for part in whole) and (probabilities or (min_probability, top_k) != (None, None)):
@@ -268,19 +333,24 @@ def rank(
             "--top-k, --probabilities and --min-probability speak of one query, and --collection, --run and --out of a "
             "whole run, which keeps all its documents: leave them out"
         )
-    loading = Loading(device, precision, max_length, backend)
+    loading = Loading(device, precision, max_length, backend, window, windowing)
     if query is not None and documents is not None:
         if not query.strip():
             raise InputError("--query is empty; give the words to rank for")
         for hit in rank_texts(model, query, documents, top_k or 10, probabilities, min_probability, loading):
             shown = hit.probability if probabilities else hit.score
             console.print(f"{shown:9.3f}  {_visible(hit.text)}", highlight=False, soft_wrap=True, markup=False)
+    elif requests is not None and out is not None:
+        if (collection, run, shard) != (None, None, None):
+            raise InputError("--requests bring their own texts and candidates: leave out --collection, --run, --shard")
+        with _interruptible(""):
+            _say_part(rerank_requests(model, requests, out, depth, loading, overwrite, errors))
     elif collection is not None and run is not None and out is not None:
         part = Shard.parse(shard)
         with _interruptible(""):
             _say_part(rerank_run(model, collection, run, out, depth, loading, part, overwrite, errors))
     else:
-        raise InputError("give --query and --documents, or --collection, --run and --out")
+        raise InputError("give --query and --documents, or --collection, --run and --out, or --requests and --out")
 
 
 @app.command()
@@ -311,6 +381,14 @@ def export(
     if to != "onnx":
         raise InputError(f"--to {to!r} is not known; onnx is what can be written")
     console.print(f"{export_onnx(model, out, int8)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def keys() -> None:
+    """List the keys of a recipe: name, default, meaning (Markdown)."""
+    from rerank.experiment.keys import recipe_keys
+
+    typer.echo(recipe_keys(), nl=False)
 
 
 @app.command()

@@ -8,19 +8,28 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rerank.data import fingerprint
 from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest, need
 from rerank.evaluation.measures import parse_measure
+from rerank.models.backbones import backbone_path, is_ranker, language_model, load_cross_encoder, load_encoder
 from rerank.models.encoder import VectorStore
-from rerank.models.loading import is_ranker, load_cross_encoder, load_encoder
+from rerank.models.language.answering import Writing
+from rerank.models.language.generative import AnyPolicy, GenerativePolicy, GenerativeScorer
+from rerank.models.language.listwise import ListwiseScorer
+from rerank.models.language.model import is_language_model
+from rerank.models.language.reading import Reading
 from rerank.models.lora import add_lora
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Recipe, Retrieval, TeacherChoice
 from rerank.training.refine import Refine
 from rerank.types import CandidateList, Collection, Retriever, Reward, Teacher
+
+if TYPE_CHECKING:
+    from rerank.teachers import ChatSettings
 
 Gain = Literal["linear", "exponential"]
 Ideal = Literal["candidates", "judged"]
@@ -156,6 +165,8 @@ def check_parts(recipe: Recipe) -> None:
         _check_refinement(refine)
         if model.lora:
             need("peft", "lora")
+        if model.reads_lists:
+            _check_reading(model)
         if isinstance(refine.reward, str) and ":" in refine.reward:
             reward_named(recipe.evaluation.measures[0])  # selects on dev in place of a reward of the user's own
     for source in (*recipe.data.train, recipe.data.test):
@@ -167,6 +178,43 @@ def check_parts(recipe: Recipe) -> None:
         if source.run is None and not recipe.retrieval.retrievers:
             raise RecipeError("retrieval.retrievers is empty, and not every source has a run of its own")
     _check_teacher(recipe)
+
+
+def reading_of(model: Model) -> Reading:
+    """How a language model of a recipe reads lists."""
+    return Reading.from_dict(
+        {
+            "window": model.window,
+            "document_tokens": model.document_tokens,
+            "query_tokens": model.query_tokens,
+            "windowing": model.windowing,
+            "naming": model.naming,
+            "chat": model.chat,
+            "prompt": model.prompt,
+        }
+    )
+
+
+def writing_of(model: Model) -> Writing:
+    """What a generative model of a recipe writes."""
+    try:
+        return Writing(**model.writing)
+    except TypeError:
+        known = [f.name for f in fields(Writing)]
+        wrong = next(name for name in model.writing if name not in known)
+        raise InputError(f"writing: {wrong!r} is not known{nearest(wrong, known)}") from None
+
+
+def _check_reading(model: Model) -> None:
+    where = f"model {model.name!r}" if model.name else "model"
+    try:
+        reading_of(model), writing_of(model)
+    except InputError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    if not is_language_model(backbone_path(model.backbone)):
+        raise RecipeError(
+            f"{where}: backbone = {model.backbone!r} is no causal language model, which kind = {model.kind!r} needs"
+        )
 
 
 def _check_refinement(refine: Refine) -> None:
@@ -187,6 +235,10 @@ def _check_teacher(recipe: Recipe) -> None:
         raise RecipeError("teacher.kind = 'recorded' needs teachers = [...] in data.train: paths of recorded orderings")
     if teacher.kind == "scored" and teacher.model is None:
         raise RecipeError("teacher.kind = 'scored' needs teacher.model: a cross-encoder or bi-encoder")
+    if teacher.kind == "chat":
+        chat_settings(teacher)
+    elif teacher.chat:
+        raise RecipeError(f"[teacher.chat] is of kind = 'chat'; this teacher is of kind {teacher.kind!r}")
     if teacher.kind == "fused" and not retrievers:
         raise RecipeError("teacher.kind = 'fused' fuses the scores of retrieval.retrievers, which is empty")
     unknown = [name for name in teacher.weights if name not in retrievers]
@@ -194,14 +246,39 @@ def _check_teacher(recipe: Recipe) -> None:
         raise RecipeError(f"teacher.weights: no retriever {unknown[0]!r}{nearest(unknown[0], retrievers)}")
 
 
-def teachers_of(choice: TeacherChoice, recordings: Sequence[Path], retrievers: Sequence[str] = ()) -> list[Teacher]:
-    """The teachers of one source; `recordings` are the recorded orderings it names, `retrievers` what `fused` fuses."""
-    from rerank.teachers import Fused, Judged, Recorded, Scored
+def chat_settings(choice: TeacherChoice) -> ChatSettings:
+    """The settings of a chat teacher; a wrong one is named."""
+    from rerank.teachers import ChatSettings
+
+    known = {f.name: f for f in fields(ChatSettings)}
+    for name in choice.chat:
+        if name not in known:
+            raise RecipeError(f"unknown key 'teacher.chat.{name}'{nearest(name, known)}")
+    for name in ("url", "model"):
+        if not isinstance(choice.chat.get(name), str):
+            raise RecipeError(f'[teacher.chat] needs {name}: url = "http://localhost:8000/v1", model = "NAME"')
+    try:
+        return ChatSettings(**choice.chat)
+    except (InputError, TypeError) as error:
+        raise RecipeError(f"[teacher.chat] {error}") from error
+
+
+def teachers_of(
+    choice: TeacherChoice, recordings: Sequence[Path], retrievers: Sequence[str] = (), answers: Path | None = None
+) -> list[Teacher]:
+    """The teachers of one source.
+
+    `recordings` are the recorded orderings that it names, `retrievers` what `fused` fuses, `answers` the file in which
+    a chat teacher keeps what it was told.
+    """
+    from rerank.teachers import Chat, Fused, Judged, Recorded, Scored
 
     if choice.kind == "recorded":
         return [Recorded(path, name=path.stem) for path in recordings]
     if choice.kind == "judged":
         return [Judged()]
+    if choice.kind == "chat":
+        return [Chat(chat_settings(choice), answers)]
     if choice.kind == "scored":
         if choice.model is None:
             raise RecipeError("teacher.kind = 'scored' needs teacher.model: a cross-encoder or bi-encoder")
@@ -222,25 +299,35 @@ def _scorer(name: str) -> Any:
     return Reranker.from_pretrained(name) if is_ranker(name) else load_encoder(name)
 
 
-def policy_of(model: Model, encoder: VectorStore | None, features: Sequence[str], seed: int) -> ScorePolicy:
+def policy_of(model: Model, encoder: VectorStore | None, features: Sequence[str], seed: int) -> AnyPolicy:
     """The untrained policy of a recipe's model: its ranking is the first stage's own, unless its head is trained."""
-    from rerank.models.light import LightScorer
     from rerank.randomness import seeded
 
     with seeded(seed, "initial weights", model.name):
-        if model.kind == "light":
-            if encoder is None:
-                raise RecipeError("a light model needs retrieval.encoder")
-            scorer: Any = LightScorer(encoder, model.hidden)
-            fresh = False  # it begins as cosine
-        else:
-            scorer, fresh = load_cross_encoder(
-                model.backbone, model.max_length, model.pooling, model.precision, windows=model.windows
-            )
-            scorer.set_dropout(model.dropout)
-            if model.lora:
-                scorer = add_lora(scorer, model.lora)
+        scorer, fresh = _scorer_of(model, encoder)
+    if isinstance(scorer, GenerativeScorer):
+        return GenerativePolicy(scorer)
     if model.first_stage == "off" or not features:
         return ScorePolicy(scorer, None)
     initial: Mapping[str, float] = {name: 1.0 if name == FIRST_STAGE and fresh else 0.0 for name in features}
     return ScorePolicy(scorer, FirstStageWeights(initial))
+
+
+def _scorer_of(model: Model, encoder: VectorStore | None) -> tuple[Any, bool]:
+    """(scorer, whether its ranking means nothing yet)."""
+    if model.kind == "light":
+        from rerank.models.light import LightScorer
+
+        if encoder is None:
+            raise RecipeError("a light model needs retrieval.encoder")
+        return LightScorer(encoder, model.hidden), False  # it begins as cosine
+    if model.reads_lists:
+        network = language_model(model.backbone, model.precision, None, model.lora, model.checkpointing)
+        if model.kind == "listwise":
+            return ListwiseScorer(*network, reading_of(model), model.precision), False
+        return GenerativeScorer(*network, reading_of(model), model.precision, writing_of(model)), False
+    scorer, fresh = load_cross_encoder(
+        model.backbone, model.max_length, model.pooling, model.precision, windows=model.windows
+    )
+    scorer.set_dropout(model.dropout)
+    return (add_lora(scorer, model.lora) if model.lora else scorer), fresh

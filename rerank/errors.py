@@ -7,7 +7,9 @@
     ├── MissingDependency    an optional package is not installed: the message is the line to type
     ├── NotFound             a file, model or data set is not where it was said to be
     ├── Mismatch             two things that belong together do not: an index and its documents, a run and its corpus
-    └── TrainingError        training cannot go on: the message says what is kept on disk
+    ├── TrainingError        training cannot go on: the message says what is kept on disk
+    ├── EndpointError        a server does not answer, or refuses to: what it answered before is kept
+    └── OverBudget           the next request could cost more than was allowed: it was not made
 
 A message says what was given, what is allowed and what to do next.
 """
@@ -56,6 +58,18 @@ class Mismatch(RerankError, ValueError):
 
 class TrainingError(RerankError, RuntimeError):
     """Training cannot go on."""
+
+
+class EndpointError(RerankError):
+    """An endpoint does not answer, or refuses to; `status` is that of its response, None where there was none."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class OverBudget(RerankError):
+    """The next request could pass what may be spent."""
 
 
 def need(module: str, extra: str) -> ModuleType:

@@ -24,7 +24,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -67,6 +67,22 @@ CONTROLS["all"] = (
 )
 """What `controls` may name: the arms that a run has beside clone and refined (`experiment.arms` says what they are)."""
 
+READS_LISTS = ("listwise", "generative")
+"""Kinds of models that are shown several candidates at once."""
+ONLY_OF: dict[str, tuple[str, ...]] = {
+    "pooling": ("cross-encoder",),
+    "max_length": ("cross-encoder",),
+    "windows": ("cross-encoder",),
+    "dropout": ("cross-encoder",),
+    "hidden": ("light",),
+    "lora": ("cross-encoder", *READS_LISTS),
+    "naming": ("generative",),
+    "writing": ("generative",),
+    **dict.fromkeys(
+        ("window", "document_tokens", "query_tokens", "windowing", "chat", "prompt", "checkpointing"), READS_LISTS
+    ),
+}
+"""Settings of `[[models]]` that not every kind has."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
 RETRIEVERS = ("bm25", "dense")
 SPOKEN = {int: "an int", float: "a number"}
@@ -148,23 +164,29 @@ class Retrieval:
 class TeacherChoice:
     """`[teacher]`: whose orderings are cloned."""
 
-    kind: Literal["fused", "recorded", "scored", "judged"] = "fused"
+    kind: Literal["fused", "recorded", "scored", "judged", "chat"] = "fused"
     weights: Mapping[str, float] = field(default_factory=dict)
     """fused: weight of each retriever's standardised score (default: all 1)."""
     model: str | None = None
-    """scored: a cross-encoder or bi-encoder, by folder or hub id."""
+    """scored: a cross-encoder, bi-encoder or listwise model, by folder or hub id."""
+    chat: Mapping[str, Any] = field(default_factory=dict)
+    """chat: url, model and the other settings of `rerank.teachers.ChatSettings`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """`[[models]]`: what is trained; several are trained one after another on the same lists."""
 
-    kind: Literal["cross-encoder", "light"] = "cross-encoder"
+    kind: Literal["cross-encoder", "light", "listwise", "generative"] = "cross-encoder"
+    """A transformer that reads pairs; a head on frozen vectors; a language model that ranks a prompt of candidates in
+    one pass; one that writes their order."""
     name: str = ""
     """How the table calls it; empty where there is only one."""
     backbone: str = "minilm"
+    """A folder or hub id: an encoder or cross-encoder; listwise, generative: a causal language model."""
     pooling: Literal["mean", "cls"] = "mean"
     max_length: int = 256
+    """cross-encoder: tokens of a pair."""
     hidden: int = 64
     """light: width of the head."""
     windows: int = 1
@@ -172,8 +194,28 @@ class Model:
     dropout: float = 0.0
     """cross-encoder: of the transformer while it learns (its random numbers cost a quarter of a CPU's time)."""
     lora: int = 0
-    """cross-encoder: rank of the low-rank adapters that learn in place of the transformer's own weights, 0 for none
-    (extra `lora`); they want about ten times its `learning_rate`. The saved model has them merged into its weights."""
+    """Rank of the low-rank adapters that learn in place of the transformer's own weights, 0 for none (extra `lora`);
+    they want about ten times its `learning_rate`. A saved cross-encoder has them merged into its weights, a saved
+    language model is the adapters alone."""
+    window: int = 20
+    """listwise, generative: candidates in one prompt."""
+    document_tokens: int = 128
+    """listwise, generative: tokens of each document; the rest is cut."""
+    query_tokens: int = 128
+    """listwise, generative: likewise of the query."""
+    windowing: str | Mapping[str, Any] = "sliding"
+    """listwise, generative: how longer lists are ranked: full, sliding, disjoint, tournament or setwise, or a table
+    such as { name = "sliding", stride = 10 }."""
+    naming: Literal["letters", "numbers"] = "letters"
+    """generative: what candidates are called; a listwise model needs letters."""
+    chat: bool = False
+    """listwise, generative: put the prompt into the model's chat template."""
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    """listwise, generative: words of your own: instruction, request, fenced (see `prompting.prompts.Prompt`)."""
+    writing: Mapping[str, Any] = field(default_factory=dict)
+    """generative: places, constrained, thinking, answer_tokens (see `models.language.answering.Writing`)."""
+    checkpointing: bool = False
+    """listwise, generative: compute activations again in the backward pass instead of keeping them."""
     precision: str = "auto"
     first_stage: Literal["auto", "on", "off"] = "auto"
     """Whether first-stage scores are part of the score; auto decides on the dev lists after cloning."""
@@ -189,8 +231,12 @@ class Model:
     def _check_reading(self, where: str) -> None:
         if not 1 <= self.windows <= 1000:
             raise RecipeError(f"{where}: windows = {self.windows} must be from 1 (cut) to 1000")
-        if self.kind == "light" and (self.lora or self.windows > 1):
-            raise RecipeError(f"{where}: lora and windows are of cross-encoders: a light model has neither")
+        for name, value in _changed(self).items():
+            kinds = ONLY_OF.get(name)
+            if kinds is not None and self.kind not in kinds:
+                raise RecipeError(
+                    f"{where}: {name} = {value!r} is of kind {' or '.join(kinds)}; this model is of kind {self.kind}"
+                )
         if not 0 <= self.lora <= 1024:
             raise RecipeError(f"{where}: lora = {self.lora} must be a rank from 0 (none) to 1024; 16 is usual")
 
@@ -209,10 +255,23 @@ class Model:
         self._check_reading(where)
         if self.precision not in ("auto", *PRECISIONS):
             raise RecipeError(f"{where}: precision {self.precision!r}{nearest(self.precision, ['auto', *PRECISIONS])}")
-        if self.kind == "light" and (self.backbone, self.max_length) != (Model.backbone, Model.max_length):
+        if self.kind == "light" and self.backbone != Model.backbone:
+            raise RecipeError(f"{where}: a light model takes its encoder from retrieval.encoder; drop backbone")
+        if self.reads_lists and self.backbone == Model.backbone:
             raise RecipeError(
-                f"{where}: a light model takes its encoder from retrieval.encoder; drop backbone, max_length"
+                f"{where}: a {self.kind} model needs backbone = a causal language model, e.g. Qwen/Qwen3-0.6B"
             )
+
+    @property
+    def reads_lists(self) -> bool:
+        """Whether it is a language model that is shown several candidates at once."""
+        return self.kind in READS_LISTS
+
+
+def _changed(model: Model) -> dict[str, Any]:
+    """The settings that are not what they are when nothing is said."""
+    plain = {f.name: f.default if f.default is not MISSING else {} for f in fields(Model)}
+    return {name: getattr(model, name) for name, value in plain.items() if getattr(model, name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +299,7 @@ class Recipe:
     """A whole run. `[control]` holds what the control on the same labels does differently from `[refine]`."""
 
     name: str
+    """Of the run: its folder is runs/NAME."""
     data: Data
     seed: int = 0
     seeds: int = 1
@@ -287,11 +347,11 @@ class Recipe:
 
     def clone_of(self, model: Model) -> Clone:
         """The cloning stage of one model."""
-        return _stage(Clone, {**self.clone, **model.clone}, "clone")
+        return _stage(Clone, self._sized(model, {**self.clone, **model.clone}, "clone"), "clone")
 
     def refine_of(self, model: Model) -> Refine:
         """The refinement stage of one model."""
-        table = {**self.refine, **model.refine}
+        table = self._sized(model, {**self.refine, **model.refine}, "refine")
         if isinstance(table.get("reward"), list):
             raise RecipeError(
                 f"refine.reward = {table['reward']!r} must be one reward, or a table of rewards with their weights: "
@@ -309,10 +369,23 @@ class Recipe:
             )
         shared = {name: value for name, value in refine.shared().items() if value is not None}
         # The control starts exactly where refinement starts: from the clone, with the weights it has.
-        shared |= {"loss": "lambda_rank", "fit_first_stage": False}
+        # A model that writes has no scores to compare; it is shown the judged order, as it is shown the teacher's.
+        shared |= {"loss": "list_mle" if model.kind == "generative" else "lambda_rank", "fit_first_stage": False}
         if own.get("anchor") == 0:
             shared |= {"reset_reference": 0}  # of the anchor that the control does without
-        return _stage(Clone, {**shared, **own}, "control")
+        return _stage(Clone, self._sized(model, {**shared, **own}, "control"), "control")
+
+    def _sized(self, model: Model, table: dict[str, Any], where: str) -> dict[str, Any]:
+        """The settings of a stage with lists that fit into a prompt of the model, if it has prompts."""
+        if not model.reads_lists:
+            return table
+        size = table.setdefault("list_size", model.window)
+        if isinstance(size, int) and size > model.window:
+            raise RecipeError(
+                f"[{where}] list_size = {size} is more than the {model.window} candidates that model "
+                f"{model.name or model.kind!r} is shown at once (window): lower it, or leave it out"
+            )
+        return table
 
 
 def _stage(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -346,6 +419,20 @@ def parse_recipe(text: str, base: Path, where: str = "recipe") -> Recipe:
         return replace(_build(Recipe, _with_sources(table), ""), base=base, text=text)
     except InputError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def parse_settings(texts: Sequence[str], where: str) -> dict[str, Any]:
+    """The settings in texts such as `window=10`, the value as TOML writes it; a bare word is a text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, is_given, value = text.partition("=")
+        if not is_given or not name.strip():
+            raise InputError(f"{where} {text!r} must be NAME=VALUE, such as window=10")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = value
+    return found
 
 
 def _with_sources(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 
 from rerank.errors import InputError
 from rerank.models.calibration import Calibration
+from rerank.models.language.generative import AnyPolicy
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import ScorePolicy
 from rerank.types import CandidateList
@@ -47,7 +48,7 @@ class Ranked:
 class Reranker:
     """A policy behind the interface that search stacks expect."""
 
-    def __init__(self, policy: ScorePolicy) -> None:
+    def __init__(self, policy: AnyPolicy) -> None:
         self.policy = policy.eval()
 
     @classmethod
@@ -58,13 +59,15 @@ class Reranker:
         precision: str = "auto",
         max_length: int | None = None,
         backend: str = "torch",
+        reading: Mapping[str, Any] | None = None,
     ) -> Reranker:
-        """A reranker from a folder that rerank wrote, or any cross-encoder on disk or on the hub.
+        """A reranker from a folder that rerank wrote, or any cross-encoder or language model on disk or on the hub.
 
         `precision`: auto (bfloat16 where the machine computes it natively), float32, bfloat16, float16. `backend`:
         torch, or onnx for a folder that `rerank export` wrote to; its precisions are float32 (auto) and int8.
+        `reading`, for language models: `{"window": 10, "windowing": "disjoint"}` and the like (`Reading`).
         """
-        return cls(load_policy(str(path), device, precision, max_length, backend))
+        return cls(load_policy(str(path), device, precision, max_length, backend, reading))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the model to a folder; a cross-encoder loads in sentence-transformers too."""
@@ -103,9 +106,12 @@ class Reranker:
             features=self._features(first_stage, len(texts)),
         )
         with torch.inference_mode():
-            flat = self._plain(candidates)
-            views = self.policy.views(flat[0, 0], [candidates]) if candidates.features else flat
-        logits = views[0, 0].cpu().double()
+            policy = self.policy.eval()
+            flat = policy.served_of([candidates])
+            # Only a policy of scores has first-stage scores to add.
+            if isinstance(policy, ScorePolicy) and candidates.features:
+                flat = policy.views(flat, [candidates])[0, 0]
+        logits = flat.cpu().double()
         scores = logits.numpy()
         order = np.argsort(-scores, kind="stable")[:top_k]
         if calibration is None:
@@ -115,7 +121,10 @@ class Reranker:
         return [Ranked(int(i), float(scores[i]), texts[i], float(found[i])) for i in order if found[i] >= floor]
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Logits, float32 [n], of (query, document) pairs, without first-stage scores."""
+        """Logits, float32 [n], of (query, document) pairs, without first-stage scores.
+
+        A listwise model reads all documents that come with one query together.
+        """
         if not _is_sequence(pairs) or not all(_is_sequence(pair) and len(pair) == 2 for pair in pairs):
             raise InputError("predict takes a sequence of (query, document) pairs")
         for i, (query, text) in enumerate(pairs):
@@ -123,15 +132,12 @@ class Reranker:
             _check_text(text, f"the document of pair {i}")
         if len(pairs) == 0:
             return np.zeros(0, dtype=np.float32)
-        lists = [CandidateList("query", query, ("document",), (text,)) for query, text in pairs]
-        policy = self.policy.eval()
+        lists, places = _as_lists(pairs, together=self.policy.in_order)
         with torch.inference_mode():
-            flat = policy.served_logits(policy.pair_scorer.encode(lists))
-        return flat.float().cpu().numpy()
-
-    def _plain(self, candidates: CandidateList) -> torch.Tensor:
-        policy = self.policy.eval()
-        return policy.served_logits(policy.pair_scorer.encode([candidates]))[None, None]
+            flat = self.policy.eval().served_of(lists).float().cpu().numpy()
+        scores = np.empty_like(flat)
+        scores[places] = flat
+        return scores
 
     def _calibration(self, with_features: bool) -> Calibration:
         """The calibration of the scores that will be given: with the first stage's, or without."""
@@ -179,6 +185,18 @@ def _texts(documents: Sequence[str | Mapping[str, Any]]) -> list[str]:
         _check_text(document, f"document {i}")
         texts.append(document)
     return texts
+
+
+def _as_lists(pairs: Sequence[tuple[str, str]], together: bool) -> tuple[list[CandidateList], list[int]]:
+    """(lists, place in `pairs` of each of their candidates): one list a pair, or one for all pairs of a query."""
+    groups: dict[str | int, list[int]] = {}
+    for i, (query, _) in enumerate(pairs):
+        groups.setdefault(query if together else i, []).append(i)
+    lists = [
+        CandidateList("query", pairs[places[0]][0], tuple(map(str, places)), tuple(pairs[i][1] for i in places))
+        for places in groups.values()
+    ]
+    return lists, [i for places in groups.values() for i in places]
 
 
 def _is_sequence(value: Any) -> bool:

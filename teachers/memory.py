@@ -21,10 +21,9 @@ from typing import Any, final
 from rerank.errors import DataError, InputError, NotFound
 from rerank.types import CandidateList, Ordering, Teacher
 
-logger = logging.getLogger("rerank.teachers.memory")
+from .jsonl import keyed, parsed
 
-_LINE_START = b'{"key": "'
-"""How every line of a memory file begins."""
+logger = logging.getLogger("rerank.teachers.memory")
 
 
 def write_orderings(path: Path | str, orderings: Iterable[Ordering]) -> None:
@@ -100,49 +99,15 @@ def question_key(candidates: CandidateList, teacher: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Ordering]:
-    """Key -> ordering of a memory file; a line that a crash cut short is cut off, the only kind of damage allowed."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the file that is to hold the remembered orderings")
-    if not path.is_file():
-        return {}
-    data = path.read_bytes()
-    end = _torn_at(data)
-    known = {}
-    # The file may be someone else's: nothing in it is touched before every whole line has proved to be ours.
-    for number, line in enumerate(data[:end].split(b"\n"), start=1):
-        if line.strip():
-            record, ordering = _ordering(path, number, line)
-            if not isinstance(record.get("key"), str):
-                raise DataError.at(path, number, "field 'key' is missing: this is not the file of a Remembered teacher")
-            known[record["key"]] = ordering
-    if end < len(data):
-        logger.warning("%s: the last line was cut short (%d bytes); dropped", path, len(data) - end)
-        with path.open("r+b") as stream:
-            stream.truncate(end)
-    elif data and not data.endswith(b"\n"):
-        with path.open("ab") as stream:
-            stream.write(b"\n")
-    return known
+    """Key -> ordering of a memory file."""
 
+    def read(number: int, line: bytes) -> tuple[str, Ordering]:
+        record, ordering = _ordering(path, number, line)
+        if not isinstance(record.get("key"), str):
+            raise DataError.at(path, number, "field 'key' is missing: this is not the file of a Remembered teacher")
+        return record["key"], ordering
 
-def _torn_at(data: bytes) -> int:
-    """Where a torn last line begins: the beginning of one of our lines that is no JSON; else the length of `data`."""
-    start = data.rfind(b"\n", 0, max(len(data) - 1, 0)) + 1
-    line = data[start:].rstrip(b"\r\n")
-    ours = line.startswith(_LINE_START) or _LINE_START.startswith(line)
-    try:
-        _json(line or b"{}")
-    except ValueError:
-        return start if ours else len(data)
-    return len(data)
-
-
-def _json(line: bytes) -> Any:
-    """The value of a JSON text; `ValueError` for everything that cannot be read."""
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return keyed(path, "the remembered orderings", read)
 
 
 def _record(ordering: Ordering) -> dict[str, Any]:
@@ -159,7 +124,7 @@ def _record(ordering: Ordering) -> dict[str, Any]:
 def _ordering(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], Ordering]:
     """The parsed line and its ordering."""
     try:
-        record = _json(line)
+        record = parsed(line)
     except ValueError as error:
         raise DataError.at(path, number, f"not JSON ({error}): expected one ordering a line") from None
     problem = _problem(record)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank.errors import InputError
-from rerank.models.answers import FAULTS, Answer, read_answer, written
+from rerank.prompting.answers import FAULTS, Answer, read_answer, written
 
 NUMBERS = ("1", "2", "3")
 LETTERS = ("A", "B", "C")

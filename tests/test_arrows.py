@@ -22,23 +22,26 @@ ARROWS = {
     "lists": FOUNDATION,
     "objective": FOUNDATION | {"lists", "plackett_luce"},
     "engine": PURE,
-    "models": PURE | {"engine"},
+    "prompting": PURE,
+    "models": PURE | {"engine", "prompting"},
     "training": PURE | {"engine", "models", "objective"},
     "data": FOUNDATION,
     "retrieval": FOUNDATION | {"data"},
     "evaluation": FOUNDATION | {"data"},
     "rewards": set(),
-    "teachers": FOUNDATION | {"data", "retrieval.fusion"},
+    "teachers": FOUNDATION | {"data", "prompting", "retrieval.fusion"},
     "reranker": PURE | {"engine", "models"},
     "recipe": FOUNDATION | {"evaluation.measures", "engine.precision", "training"},
     "composition": PURE
-    | {"data", "evaluation", "models", "recipe", "reranker", "retrieval", "rewards", "teachers", "training"},
+    | {"data", "evaluation", "models", "prompting", "recipe", "reranker", "retrieval", "rewards", "teachers"}
+    | {"training"},
     "experiment": PURE
     | {"composition", "data", "engine", "evaluation", "models", "recipe", "reranker", "retrieval", "training"},
-    "experiment.teaching": PURE | {"composition", "engine", "experiment", "teachers"},
+    "experiment.teaching": PURE | {"composition", "data", "engine", "experiment", "recipe", "teachers"},
+    "experiment.keys": FOUNDATION | {"models", "prompting", "recipe", "teachers", "training"},
     "integrations": FOUNDATION | {"reranker"},
     "cli": FOUNDATION
-    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "retrieval", "reranker", "teachers"},
+    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "retrieval", "reranker"},
     "testing": FOUNDATION | {"lists", "objective", "plackett_luce"},
     "__init__": {"types", "data", "evaluation", "recipe", "reranker", "experiment"},
     "__main__": {"cli"},
@@ -135,8 +138,8 @@ def test_rewards_and_teachers_are_imported_by_the_composition_root_and_the_few_t
     assert importers == {
         ("rewards", "rerank.composition"),
         ("teachers", "rerank.composition"),
+        ("teachers", "rerank.experiment.keys"),
         ("teachers", "rerank.experiment.teaching"),
-        ("teachers", "rerank.cli"),
     }
 
 

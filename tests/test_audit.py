@@ -15,7 +15,8 @@ from rerank.data import read_qrels, read_run
 from rerank.errors import InputError
 from rerank.experiment.auditing import audit_run
 from rerank.lists import batch_of
-from rerank.models.loading import load_cross_encoder, load_policy, save_policy
+from rerank.models.backbones import load_cross_encoder
+from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy, rerank_lists
 from rerank.rewards import FunctionReward, kendall, ndcg, reciprocal_rank
 from rerank.testing import NumberScorer, every_ranking, toy_lists

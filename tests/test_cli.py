@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from rerank import Reranker, cli
 from rerank.data import load_collection, read_qrels, read_run, write_run
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
-from rerank.models.loading import load_cross_encoder, save_policy
+from rerank.models.loading import save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

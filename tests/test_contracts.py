@@ -10,9 +10,9 @@ import torch
 from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import mask_of
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.encoder import VectorStore
 from rerank.models.light import LightScorer
-from rerank.models.loading import load_cross_encoder
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.rewards import (
     REWARDS,

@@ -125,7 +125,7 @@ STILL = (
 @pytest.fixture(scope="module")
 def encoder():
     """One encoder for the runs that do not ask whether vectors are made anew alike."""
-    from rerank.models.loading import load_encoder
+    from rerank.models.backbones import load_encoder
 
     a_recipe()
     return load_encoder("minilm")

@@ -11,13 +11,13 @@ from tiny_language_models import folder_of, model, numbers, settings_of, tokeniz
 from rerank.engine.gradient_cache import backward
 from rerank.errors import DataError, InputError, Mismatch, MissingDependency, NotFound
 from rerank.models.backbones import load_listwise
-from rerank.models.listwise import ListwiseScorer
+from rerank.models.language.listwise import ListwiseScorer
+from rerank.models.language.reading import Reading
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy, rerank_lists
-from rerank.models.prompts import Prompt
-from rerank.models.reading import Reading
 from rerank.models.texts import ID
-from rerank.models.windows import Disjoint, Full, Sliding
+from rerank.prompting.prompts import Prompt
+from rerank.prompting.windows import Disjoint, Full, Sliding
 from rerank.reranker import Reranker
 from rerank.rewards import ndcg
 from rerank.teachers import Judged
@@ -58,8 +58,8 @@ def test_scores_are_the_next_token_logits_of_the_whole_model_at_the_names(kind):
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_batch_of_prompts_scores_as_each_prompt_alone(direct):
     one = scorer()
-    assert one.direct  # found out when it was made
-    one.direct = direct
+    assert one.following.direct  # found out when it was made
+    one.following.direct = direct
     items = one.encode(LISTS)
     together = one.logits(items)
     torch.testing.assert_close(together, torch.cat([one.logits([item]) for item in items]), atol=1e-5, rtol=1e-4)
@@ -71,7 +71,7 @@ def test_a_head_that_does_more_than_multiply_is_asked_through_the_whole_model():
     forward = network.forward
     network.forward = lambda *args, **kwargs: _halved(forward(*args, **kwargs))
     one = ListwiseScorer(network, tokenizer(), reading(), "float32")
-    assert not one.direct
+    assert not one.following.direct
     torch.testing.assert_close(one.logits(one.encode(LISTS)), scorer().logits(one.encode(LISTS)) / 2)
 
 

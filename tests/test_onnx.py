@@ -15,10 +15,11 @@ from rerank import Reranker
 from rerank.errors import InputError, Mismatch, NotFound
 from rerank.lists import mask_of
 from rerank.models import exporting
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
 from rerank.models.exporting import export_onnx
 from rerank.models.int8 import check_int8
-from rerank.models.loading import load_cross_encoder, load_policy, save_policy
+from rerank.models.loading import load_policy, save_policy
 from rerank.models.onnx import OnnxScorer
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.types import CandidateList

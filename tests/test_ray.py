@@ -11,7 +11,8 @@ import torch
 from rerank import Reranker
 from rerank.errors import InputError, NotFound
 from rerank.integrations.ray_data import RankBatch
-from rerank.models.loading import load_cross_encoder, save_policy
+from rerank.models.backbones import load_cross_encoder
+from rerank.models.loading import save_policy
 from rerank.models.policy import ScorePolicy
 
 TEXTS = ["read lines of a file", "a cup of tea", "", "Faust, a tragedy", "numbers 1 2 3", "a cup of tea"]

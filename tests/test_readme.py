@@ -84,3 +84,10 @@ def test_every_folder_of_the_map_exists():
     assert len(names) > 20
     for name in names:
         assert (root / name).exists() or (root / "rerank" / name).exists(), name
+
+
+def test_the_page_of_recipe_keys_is_what_the_command_prints():
+    from rerank.experiment.keys import recipe_keys
+
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf8")
+    assert page == recipe_keys(), "run: rerank keys > docs/recipe.md"

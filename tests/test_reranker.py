@@ -12,8 +12,8 @@ from sentence_transformers import CrossEncoder
 
 from rerank import Reranker
 from rerank.errors import InputError
+from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
-from rerank.models.loading import load_cross_encoder
 from rerank.models.pairs import ID
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 

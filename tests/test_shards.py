@@ -27,8 +27,9 @@ from rerank.experiment.merging import merge_parts
 from rerank.experiment.reranking import Loading, model_digest, rerank_run
 from rerank.experiment.retrieving import retrieve_run
 from rerank.experiment.shards import Shard, sha256_of, summed
+from rerank.models.backbones import load_cross_encoder, load_encoder
 from rerank.models.light import LightScorer
-from rerank.models.loading import load_cross_encoder, load_encoder, save_policy
+from rerank.models.loading import save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Retrieval
 

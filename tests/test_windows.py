@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
 from rerank.errors import InputError
-from rerank.models.scales import falling, one_scale, pieces
-from rerank.models.windows import (
+from rerank.prompting.scales import falling, one_scale, pieces
+from rerank.prompting.windows import (
     Calls,
     Disjoint,
     Full,
@@ -427,5 +427,5 @@ def test_a_wrong_number_of_scores_or_answers_is_an_error():
 
 
 def test_importing_it_loads_no_torch():
-    code = "import sys, rerank.models.windows; sys.exit('torch' in sys.modules)"
+    code = "import sys, rerank.prompting.windows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

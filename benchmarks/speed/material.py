@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from rerank.data import candidate_lists, load_collection, read_run
 from rerank.errors import MissingDependency
-from rerank.models.loading import MINILM_SHA256, backbone_path, load_policy, save_policy
+from rerank.models.backbones import MINILM_SHA256, backbone_path
+from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import ScorePolicy
 from rerank.teachers import Recorded
 from rerank.training import Clone, Context

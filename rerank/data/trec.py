@@ -2,6 +2,7 @@
 
     run      qid Q0 docid rank score tag          trec_eval
              qid docid rank                       MS MARCO; the score becomes -rank
+             {"query": ..., "candidates": ...}    RankLLM (`formats.read_rankllm`)
     qrels    qid 0 docid grade                    trec_eval
              query-id corpus-id score             BEIR, with or without this header
 
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rerank.data.formats import is_unicode, log, numbered_lines, write_lines
+from rerank.data.formats import is_unicode, log, numbered_lines, read_rankllm, write_lines
 from rerank.errors import DataError, InputError
 from rerank.types import Qrels, Run
 
@@ -30,8 +31,12 @@ _LOWEST, _HIGHEST = -(2**31), 2**31 - 1
 def read_run(path: Path | str, name: str | None = None) -> Run:
     """The run in canonical order: score descending, ties by the rank column, then by doc id.
 
-    `name` defaults to the file's name without its endings.
+    `name` defaults to the file's name without its endings. A file of JSON is read as RankLLM requests.
     """
+    first = next(numbered_lines(path), None)
+    if first is not None and first[1].lstrip().startswith(("{", "[")):
+        found_run = read_rankllm(path)[1]
+        return Run(found_run.rankings, name or found_run.name)
     found: dict[str, dict[str, tuple[float, int]]] = {}
     for number, row in _rows(path, (6, 3), "qid Q0 docid rank score tag` or `qid docid rank"):
         query_id, doc_id, rank_text = (row[0], row[2], row[3]) if len(row) == 6 else row

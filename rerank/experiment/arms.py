@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from rerank.composition import FIRST_STAGE, judged_teacher, reward_of
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.recipe import CONTROLS, Model, Recipe
 from rerank.training.clone import Clone
 from rerank.training.controls import inverted_labels, random_labels, shuffled_labels, shuffled_orderings
@@ -48,7 +48,7 @@ class Task(NamedTuple):
         settings = self.recipe.refine_of(self.model)
         return replace(settings, steps=settings.total_steps(sum(map(has_headroom, self.judged))), band=())
 
-    def within_band(self, clone: ScorePolicy) -> Task:
+    def within_band(self, clone: AnyPolicy) -> Task:
         """The task without the judged lists that, as `clone` ranks them, lie outside of `[refine] band`."""
         settings = self.recipe.refine_of(self.model)
         reward = reward_of(settings)
@@ -57,7 +57,7 @@ class Task(NamedTuple):
         return self._replace(judged=[c for c in self.judged if id(c) not in outside], out_of_band=len(outside))
 
 
-Learn = Callable[[Task, ScorePolicy, Context], dict[str, Any]]
+Learn = Callable[[Task, AnyPolicy, Context], dict[str, Any]]
 
 
 class Arm(NamedTuple):
@@ -71,16 +71,16 @@ class Arm(NamedTuple):
     meaning: str
 
 
-def _clone(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+def _clone(task: Task, policy: AnyPolicy, context: Context) -> dict[str, Any]:
     return task.recipe.clone_of(task.model).run(policy, task.cloned, task.orderings, context)
 
 
-def _clone_shuffled(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+def _clone_shuffled(task: Task, policy: AnyPolicy, context: Context) -> dict[str, Any]:
     orderings = shuffled_orderings(task.orderings, task.seed)
     return task.recipe.clone_of(task.model).run(policy, task.cloned, orderings, context)
 
 
-def _clone_longer(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+def _clone_longer(task: Task, policy: AnyPolicy, context: Context) -> dict[str, Any]:
     clone = task.recipe.clone_of(task.model)
     schedule = task.refine.shared() | WITHOUT_ANCHOR
     longer = Clone(loss=clone.loss, unranked=clone.unranked, fit_first_stage=False, **schedule)
@@ -88,7 +88,7 @@ def _clone_longer(task: Task, policy: ScorePolicy, context: Context) -> dict[str
 
 
 def _supervised(loss: str | None = None, tempered: bool = False) -> Learn:
-    def learn(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+    def learn(task: Task, policy: AnyPolicy, context: Context) -> dict[str, Any]:
         control = task.recipe.control_of(task.model)
         control = replace(control, steps=control.steps if control.steps is not None else task.refine.steps)
         control = control if loss is None else replace(control, loss=loss)
@@ -99,7 +99,7 @@ def _supervised(loss: str | None = None, tempered: bool = False) -> Learn:
 
 
 def _refined(labels: Callable[[Task], Sequence[CandidateList]] | None = None, **changes: Any) -> Learn:
-    def learn(task: Task, policy: ScorePolicy, context: Context) -> dict[str, Any]:
+    def learn(task: Task, policy: AnyPolicy, context: Context) -> dict[str, Any]:
         lists = task.judged if labels is None else labels(task)
         report = replace(task.refine, **changes).run(policy, lists, reward_of(task.refine), context)
         return {**report, "lists_out_of_band": task.out_of_band}

@@ -10,7 +10,7 @@ import torch
 from rerank.errors import InputError
 from rerank.evaluation.calibration import calibration_json
 from rerank.experiment.workspace import Workspace
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.recipe import CalibrationChoice
 from rerank.training.calibrate import Calibrate, labelled_scores
 from rerank.types import CandidateList
@@ -19,7 +19,7 @@ from rerank.types import CandidateList
 def calibrate(
     work: Workspace,
     choice: CalibrationChoice,
-    policy: ScorePolicy,
+    policy: AnyPolicy,
     dev: Sequence[CandidateList],
     test: Sequence[CandidateList],
 ) -> dict[str, Any] | None:

@@ -8,14 +8,15 @@ from typing import Any
 from rerank.data import write_run
 from rerank.engine.processes import by_all, is_main, own_groups
 from rerank.experiment.workspace import Workspace
-from rerank.models.policy import ScorePolicy, rerank_lists
+from rerank.models.language.generative import AnyPolicy
+from rerank.models.policy import rerank_lists
 from rerank.types import CandidateList, Run
 
 AT_ONCE = 16
 """Test lists that are scored together."""
 
 
-def ranked(policy: ScorePolicy, lists: Sequence[CandidateList], name: str) -> dict[str, Run]:
+def ranked(policy: AnyPolicy, lists: Sequence[CandidateList], name: str) -> dict[str, Run]:
     """The policy's runs over lists by view; each process ranks a part of the lists, in the company they always have."""
 
     def own() -> dict[str, Run]:

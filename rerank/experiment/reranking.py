@@ -17,16 +17,18 @@ from typing import Any, final
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, retrievers_of
-from rerank.data import candidate_lists, load_collection, read_run
+from rerank.data import candidate_lists, load_collection, read_rankllm, read_run, write_rankllm
 from rerank.data.formats import json_lines, numbered_lines
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.experiment.journal import Ranking
 from rerank.experiment.shards import WHOLE, Part, Portion, Shard, digest_of, sha256_of, summed, write_part
+from rerank.models.backbones import backbone_path, load_encoder
 from rerank.models.encoder import VectorStore, named_failures
+from rerank.models.language.generative import AnyPolicy
 from rerank.models.light import LightScorer
-from rerank.models.loading import backbone_path, load_encoder, load_policy
-from rerank.models.policy import ScorePolicy, rerank_lists, with_rest
+from rerank.models.loading import load_policy
+from rerank.models.policy import rerank_lists, with_rest
 from rerank.recipe import Retrieval
 from rerank.reranker import Ranked, Reranker
 from rerank.retrieval.first_stage import features_for
@@ -51,10 +53,18 @@ class Loading:
     precision: str = "auto"
     max_length: int | None = None
     backend: str = "torch"
+    window: int | None = None
+    """Of language models: candidates in one prompt; and how longer lists are ranked."""
+    windowing: str | None = None
 
-    def policy(self, model: str) -> ScorePolicy:
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How a language model is to read lists, where that is not its own way."""
+        return {name: value for name in ("window", "windowing") if (value := getattr(self, name)) is not None}
+
+    def policy(self, model: str) -> AnyPolicy:
         """The model, loaded."""
-        return load_policy(model, self.device, self.precision, self.max_length, self.backend)
+        return load_policy(model, self.device, self.precision, self.max_length, self.backend, self.reading)
 
     @property
     def place(self) -> str:
@@ -66,6 +76,8 @@ class Loading:
         """What `precision` means on this machine: float32, bfloat16 or float16; int8 for an exported model."""
         import torch
 
+        if self.backend == "vllm":
+            return self.precision  # its "auto" is vLLM's own choice
         if self.backend == "onnx":
             return self.precision.replace("auto", "float32")
 
@@ -142,6 +154,7 @@ def rerank_run(
         "max_length": loading.max_length,
         "precision": loading.number_format,
         "backend": loading.backend,
+        **loading.reading,
     }
     texts = summed(digest_of((c.query_id, c.query, *c.doc_ids, *c.texts)) for c in lists.values())
     portion = Portion(shard, job, query_ids, (places.start, places.stop, len(shared)), texts, loading.place)
@@ -150,9 +163,29 @@ def rerank_run(
         policy = loading.policy(model)
         rest = Run({query_id: own.rankings[query_id] for query_id in remaining}, own.name)
         chosen = [lists[query_id] for query_id in remaining]
-        return _reranked(policy, _with_features(policy, model, loaded, rest, chosen), depth, out.stem)
+        return _reranked(policy, with_features(policy, model, loaded, rest, chosen), depth, out.stem)
 
     return write_part(portion, out, ranks, overwrite, console)
+
+
+def rerank_requests(
+    model: str,
+    requests: Path,
+    out: Path,
+    depth: int | None = None,
+    loading: Loading = AUTOMATIC,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Part:
+    """RankLLM requests reranked: results of the same form in `out` (.json or .jsonl), and as a TREC run beside it."""
+    if out.name.removesuffix(".gz").rpartition(".")[2] not in ("json", "jsonl"):
+        raise InputError(f"--out {out}: results of RankLLM requests are JSON; give a name that ends in .json or .jsonl")
+    if out.resolve() == requests.resolve():
+        raise InputError(f"--out {out} holds the requests; the results need a file of their own")
+    run = out.with_name(f"{out.name.removesuffix('.gz').rpartition('.')[0]}.trec")
+    part = rerank_run(model, f"rankllm:{requests}", requests, run, depth, loading, WHOLE, overwrite, console)
+    write_rankllm(read_run(run), read_rankllm(requests)[0], out)
+    return part._replace(path=out)
 
 
 def _shared(collection: Collection, run: Run) -> list[str]:
@@ -179,8 +212,8 @@ def _with_queries(collection: Collection, query_ids: Sequence[str]) -> Collectio
     return Collection(collection.documents, queries, name=collection.name)
 
 
-def _with_features(
-    policy: ScorePolicy, model: str, collection: Collection, run: Run, lists: Sequence[CandidateList]
+def with_features(
+    policy: AnyPolicy, model: str, collection: Collection, run: Run, lists: Sequence[CandidateList]
 ) -> list[CandidateList]:
     """The lists with the first-stage scores that the policy reads."""
     if policy.first_stage is None or not policy.first_stage.active:
@@ -200,7 +233,7 @@ def _with_features(
 
 
 def _reranked(
-    policy: ScorePolicy, lists: Iterable[CandidateList], depth: int | None, name: str
+    policy: AnyPolicy, lists: Iterable[CandidateList], depth: int | None, name: str
 ) -> Iterator[tuple[str, Ranking]]:
     """(query id, its ranking) of each list, scored by itself."""
     for candidates in lists:

@@ -16,7 +16,7 @@ from rerank.errors import InputError
 from rerank.experiment.journal import Ranking
 from rerank.experiment.reranking import AUTOMATIC, Loading, model_digest
 from rerank.experiment.shards import WHOLE, Part, Portion, Shard, digest_of, summed, write_part
-from rerank.models.loading import load_encoder
+from rerank.models.backbones import load_encoder
 from rerank.recipe import Retrieval
 from rerank.retrieval.dense import Dense
 from rerank.retrieval.first_stage import FUSIONS, build_first_stage

@@ -31,7 +31,7 @@ from rerank.experiment.ranking import keep_run
 from rerank.experiment.teaching import teach
 from rerank.experiment.training import ModelTraining, Trained, arm_name
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
-from rerank.models.loading import load_encoder
+from rerank.models.backbones import load_encoder
 from rerank.recipe import Recipe
 from rerank.training.log import Log
 from rerank.types import CandidateList, Run

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, final
 
-from rerank.composition import teachers_of
+from rerank.composition import chat_settings, teachers_of
+from rerank.data import candidate_lists, load_collection, read_run
+from rerank.errors import InputError
 from rerank.experiment.lists import Lists, Part
 from rerank.experiment.workspace import Workspace
-from rerank.teachers import Remembered
+from rerank.recipe import TeacherChoice
+from rerank.teachers import Chat, Estimate, Remembered
 from rerank.types import CandidateList, Ordering, Run, Teacher
 
+ANSWERS = "answers.jsonl"
+"""What a chat teacher was told, word for word."""
 DEV_LISTS = 64
 """Dev lists that a teacher is asked for, to see what of it a policy keeps; a teacher may cost money."""
 
@@ -26,14 +33,15 @@ class Orderings(NamedTuple):
 
 def teach(work: Workspace, lists: Lists) -> Orderings:
     """The teachers' orderings of the training lists, of some dev lists and, as runs, of the test lists."""
-    train = [o for part in lists.train for teacher in _teachers(work, part) for o in _asked(work, teacher, part)]
+    sources = _Teachers(work)
+    train = [o for part in lists.train for teacher in sources.of(part) for o in _asked(work, teacher, part)]
     runs: dict[str, Run] = {}
     dev: list[Ordering] = []
     if work.recipe.teacher.kind != "judged":
         for part in lists.held_out:
             some = Part(part.source, part.lists[:DEV_LISTS])
-            dev += [o for teacher in _teachers(work, some) for o in _asked(work, teacher, some)]
-        for teacher in _teachers(work, lists.test):
+            dev += [o for teacher in sources.of(part) for o in _asked(work, teacher, some)]
+        for teacher in sources.of(lists.test):
             found = {o.query_id: o for o in _asked(work, teacher, lists.test)}
             if found:
                 name = "teacher" if work.recipe.teacher.kind != "recorded" else f"teacher {teacher.name}"
@@ -42,9 +50,58 @@ def teach(work: Workspace, lists: Lists) -> Orderings:
     return Orderings(train, dev, runs)
 
 
-def _teachers(work: Workspace, part: Part) -> list[Teacher]:
-    recordings = [work.recipe.base / path for path in part.source.teachers]
-    return teachers_of(work.recipe.teacher, recordings, work.recipe.retrieval.retrievers)
+@final
+class _Teachers:
+    """The teachers of a run: recorded ones have files for each source; any other is made once, with its budget."""
+
+    def __init__(self, work: Workspace) -> None:
+        self.work = work
+        self._made: list[Teacher] | None = None
+
+    def of(self, part: Part) -> list[Teacher]:
+        recipe = self.work.recipe
+        if recipe.teacher.kind == "recorded":
+            return teachers_of(recipe.teacher, [recipe.base / path for path in part.source.teachers])
+        if self._made is None:
+            answers = self.work.out / ANSWERS
+            self._made = teachers_of(recipe.teacher, (), recipe.retrieval.retrievers, answers)
+        return self._made
+
+
+def teach_run(
+    collection: str,
+    run: Path,
+    out: Path,
+    choice: TeacherChoice,
+    recordings: Sequence[Path] = (),
+    depth: int | None = None,
+) -> str:
+    """What was done, in words: a teacher's orderings of the candidates of `run`, in or added to the file `out`."""
+    lists = _lists_of(collection, run, depth)
+    if out.resolve() == run.resolve():
+        raise InputError(f"--out {out} is the run itself; orderings need a file of their own")
+    teachers = teachers_of(choice, recordings, answers=answers_beside(out))
+    count = sum(1 for one in teachers for _ in Remembered(one, out)(lists))
+    if count == 0:
+        raise InputError(f"the teacher {choice.kind!r} ordered none of the {len(lists)} lists; nothing was written")
+    return f"{count} orderings of {len(lists)} lists: {out}"
+
+
+def estimate_run(collection: str, run: Path, out: Path, choice: TeacherChoice, depth: int | None = None) -> Estimate:
+    """What asking a chat teacher would take; nothing is asked."""
+    if choice.kind != "chat":
+        raise InputError(f"--dry-run is of --teacher chat, which costs; {choice.kind!r} asks nobody")
+    lists = _lists_of(collection, run, depth)
+    return Chat(chat_settings(choice), answers_beside(out)).estimate(lists)
+
+
+def answers_beside(out: Path) -> Path:
+    """Where a chat teacher keeps its answers to the questions that made the orderings `out`."""
+    return out.with_name(f"{out.name.removesuffix('.jsonl')}.{ANSWERS}")
+
+
+def _lists_of(collection: str, run: Path, depth: int | None) -> list[CandidateList]:
+    return candidate_lists(load_collection(collection), read_run(run), depth=depth)
 
 
 def _asked(work: Workspace, teacher: Teacher, part: Part) -> list[Ordering]:

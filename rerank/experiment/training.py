@@ -26,8 +26,9 @@ from rerank.experiment.reranking import RETRIEVAL
 from rerank.experiment.teaching import Orderings
 from rerank.experiment.workspace import Workspace, write_json
 from rerank.models.encoder import VectorStore
+from rerank.models.language.generative import AnyPolicy
 from rerank.models.loading import save_policy
-from rerank.models.policy import ScorePolicy, with_rest
+from rerank.models.policy import with_rest
 from rerank.randomness import generator
 from rerank.recipe import Model
 from rerank.training.audit import audit
@@ -132,7 +133,7 @@ class ModelTraining:
                 self._keep(policy, one.views[REFINED].get("served", 0.0))
         return self.found
 
-    def _keep(self, policy: ScorePolicy, dev: float) -> None:
+    def _keep(self, policy: AnyPolicy, dev: float) -> None:
         """Calibrate and save the refined policy, unless an earlier seed's was better on dev."""
         if self.kept is not None and dev <= self.kept:
             return
@@ -140,7 +141,7 @@ class ModelTraining:
         by_main(lambda: self._save(policy))
         policy.calibration = None  # the arms that follow learn from uncalibrated weights
 
-    def _save(self, policy: ScorePolicy) -> None:
+    def _save(self, policy: AnyPolicy) -> None:
         recipe, model, work = self.work.recipe, self.model, self.work
         test = [_cut(c, model.depth) for c in self.lists.test.lists]
         facts = calibrate(work, recipe.calibrate, policy, self.dev.lists, test)
@@ -154,7 +155,7 @@ class ModelTraining:
 class _Seed:
     """The arms of one seed, one after another in one policy whose weights change."""
 
-    def __init__(self, training: ModelTraining, policy: ScorePolicy, number: int) -> None:
+    def __init__(self, training: ModelTraining, policy: AnyPolicy, number: int) -> None:
         self.training, self.policy, self.number = training, policy, number
         self.work, self.model, self.found = training.work, training.model, training.found
         self.dev = training.dev
@@ -259,7 +260,7 @@ class _Seed:
             self.work.note(f"{arm_name(self.model, REFINED)}: {found.advice()}")
         return found.to_json()
 
-    def _diagnose(self, arm: Arm, began: ScorePolicy) -> dict[str, Any]:
+    def _diagnose(self, arm: Arm, began: AnyPolicy) -> dict[str, Any]:
         """What the arm's training did to the policy, on dev lists."""
         found = diagnose(
             self.policy,
@@ -330,11 +331,11 @@ class _Seed:
             found.audit[self.model.name or "model"] = facts["audit"]
 
 
-def _copied(policy: ScorePolicy) -> dict[str, Tensor]:
+def _copied(policy: AnyPolicy) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
 
 
-def _views_after(policy: ScorePolicy, measured: Mapping[str, float]) -> dict[str, float]:
+def _views_after(policy: AnyPolicy, measured: Mapping[str, float]) -> dict[str, float]:
     """What dev measures of the policy as it stands, from the views of the stage before."""
     if policy.first_stage is not None and not policy.first_stage.active:
         return {"served": measured.get("plain", measured["served"])}

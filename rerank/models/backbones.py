@@ -20,9 +20,9 @@ from rerank.errors import InputError, Mismatch, NotFound, need
 from rerank.models.completeness import check_tokenizer_files, check_weights
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.encoder import SentenceEncoder, VectorStore, named_failures
-from rerank.models.language_model import adapt, is_language_model, load_language_model
-from rerank.models.listwise import ListwiseScorer
-from rerank.models.reading import Reading
+from rerank.models.language.listwise import ListwiseScorer
+from rerank.models.language.model import adapt, is_language_model, load_language_model
+from rerank.models.language.reading import Reading
 
 logger = logging.getLogger("rerank.models")
 

@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rerank.errors import InputError, Mismatch, need
+from rerank.models.backbones import backbone_path
 from rerank.models.cross_encoder import CrossEncoderScorer
 from rerank.models.int8 import LARGEST, check_int8, write_int8
-from rerank.models.loading import backbone_path, load_policy, save_policy
+from rerank.models.loading import load_policy, save_policy
 from rerank.models.onnx import (
     EXTRA,
     FILES,

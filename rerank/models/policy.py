@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,7 +22,8 @@ from rerank.engine.memory import out_of_memory, scoring_budget
 from rerank.errors import TrainingError
 from rerank.lists import features_of, mask_of
 from rerank.models.calibration import Calibration
-from rerank.models.windows import Window, Windowing, run_plans
+from rerank.prompting.scales import Window
+from rerank.prompting.windows import Windowing, run_plans
 from rerank.randomness import key_of
 from rerank.types import CandidateList, Rollout, Run
 
@@ -111,7 +112,8 @@ class ScorePolicy(nn.Module):
 
         size: int = self.scorer.window  # type: ignore[assignment]
         plans = [windowing.plan(len(c), size, key_of("windows", c.query)) for c in lists]
-        return torch.tensor([score for row in run_plans(plans, ask) for score in row], device=self.scorer.device)
+        flat = [score for row in run_plans(plans, ask) for score in row]
+        return torch.tensor(flat, device=next(self.scorer.parameters(), torch.empty(0)).device)
 
     def logits(self, items: Sequence[Any]) -> Tensor:
         """Logits [n] of encoded pairs, a micro-batch at a time, in as much memory as there is."""
@@ -171,8 +173,20 @@ def _budget_of(scorer: nn.Module) -> int:
     return scoring_budget(device if isinstance(device, torch.device) else torch.device("cpu")) if own is None else own
 
 
+class Serving(Protocol):
+    """What ranks lists: a policy of scores, or one that writes."""
+
+    def eval(self) -> Any:
+        """Itself, without dropout."""
+        ...
+
+    def served_views(self, lists: Sequence[CandidateList]) -> Tensor:
+        """Scores [V, B, N], all of them finite."""
+        ...
+
+
 @torch.inference_mode()
-def rerank_lists(policy: ScorePolicy, lists: Sequence[CandidateList], name: str, at_once: int = 16) -> dict[str, Run]:
+def rerank_lists(policy: Serving, lists: Sequence[CandidateList], name: str, at_once: int = 16) -> dict[str, Run]:
     """The policy's runs over lists: `{"served": run}`, and `"plain"` (without first-stage scores) where it differs."""
     policy.eval()
     views: dict[str, dict[str, dict[str, float]]] = {}

@@ -69,7 +69,36 @@ class Draw(NamedTuple):
 
     def of(self, values: Tensor) -> Tensor:
         """[B, S, K] the values [B, N] of the placed candidates."""
-        return values[:, None, :].expand(-1, self.rankings.shape[1], -1).gather(-1, self.rankings)
+        return placed(values, self.rankings)
+
+
+def placed(values: Tensor, rankings: Tensor) -> Tensor:
+    """[B, S, K] the values [B, N] of the candidates of rankings [B, S, K], in their order."""
+    return values[:, None, :].expand(-1, rankings.shape[1], -1).gather(-1, rankings)
+
+
+def earned_by_place(terms: Sequence[Any], rankings: Tensor, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What each place of rankings [B, S, K] earns by terms (`types.SummedReward`)."""
+    total = torch.zeros(rankings.shape, device=rankings.device, dtype=dtype)
+    for term in terms:
+        depth = min(term.weight.shape[-1], rankings.shape[-1])
+        total[..., :depth] += _earned(term, rankings[..., :depth], mask, dtype)
+    return total
+
+
+def _earned(term: Any, rankings: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    def of(values: Tensor, padding: float) -> Tensor:
+        return placed(values.to(dtype).masked_fill(~mask, padding), rankings)
+
+    weight = term.weight[..., : rankings.shape[-1]].to(dtype)
+    earned = of(term.gain, 0.0) * (weight[:, None] if weight.ndim == 2 else weight)
+    if term.survival is not None:
+        reach = of(term.survival, 1.0).cumprod(-1)
+        earned = earned * torch.cat([torch.ones_like(reach[..., :1]), reach[..., :-1]], -1)
+    if term.counted is not None:
+        seen = of(term.counted, 0.0)
+        earned = earned * (1.0 + seen.cumsum(-1) - seen)
+    return earned
 
 
 def drawn(scores: Tensor, mask: Tensor, samples: int, generator: torch.Generator | None, cutoff: int) -> Draw:

@@ -27,11 +27,11 @@ from rerank.errors import InputError
 from rerank.lists import ListBatch
 from rerank.objective.additive import pl_rank, pl_rank_rb, stochastic_rank
 from rerank.objective.draws import (
-    Draw,
     Estimate,
     centred,
     checked,
     drawn,
+    earned_by_place,
     estimate_of,
     leave_one_out,
     name_of,
@@ -39,7 +39,6 @@ from rerank.objective.draws import (
     score_function,
     terms_of,
     to_go_of,
-    weights_of,
 )
 from rerank.types import Reward
 
@@ -148,22 +147,8 @@ def reward_to_go(
     terms = terms_of(reward, lists, "reward_to_go")
     with torch.no_grad():
         draw = drawn(scores, lists.mask, samples, generator, places_of(terms, lists.mask))
-        to_go = to_go_of(sum((_immediate(draw, term, lists.mask) for term in terms), torch.zeros_like(draw.chance)))
+        to_go = to_go_of(earned_by_place(terms, draw.rankings, lists.mask, draw.chance.dtype))
         return estimate_of(to_go[..., 0].mean(-1), score_function(draw, leave_one_out(to_go)), lists.mask)
-
-
-def _immediate(draw: Draw, term: Any, mask: Tensor) -> Tensor:
-    """What each place earns by one term, [B, S, K]."""
-    like, zero = draw.chance, torch.zeros_like(draw.chance[..., :1])
-    earned = draw.of(torch.where(mask, term.gain, torch.zeros_like(term.gain)).to(like))
-    earned = earned * weights_of([term], mask.shape[0], like)
-    if term.survival is not None:
-        reach = draw.of(torch.where(mask, term.survival, torch.ones_like(term.survival)).to(like)).cumprod(-1)
-        earned = earned * torch.cat([torch.ones_like(zero), reach[..., :-1]], -1)
-    if term.counted is not None:
-        seen = draw.of(torch.where(mask, term.counted, torch.zeros_like(term.counted)).to(like)).cumsum(-1)
-        earned = earned * (1.0 + torch.cat([zero, seen[..., :-1]], -1))
-    return earned
 
 
 # ------------------------------------------------------------------------------------------- beside the estimators

@@ -25,7 +25,7 @@ from torch import Tensor
 from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of, check_scores
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.training.anchoring import ENTROPY, SAMPLE, automatic_temperature
 from rerank.training.audited import EQUAL, Audit, ListAudit
 from rerank.training.paid import name_of, paid
@@ -36,7 +36,7 @@ __all__ = ["Audit", "ListAudit", "audit", "audit_scores", "in_band"]
 
 
 def audit(
-    policy: ScorePolicy,
+    policy: AnyPolicy,
     lists: Sequence[CandidateList],
     reward: Reward,
     *,

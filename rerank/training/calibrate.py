@@ -22,7 +22,7 @@ import torch
 
 from rerank.errors import InputError
 from rerank.models.calibration import KINDS, LARGEST, SMALLEST, Calibration
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.training.loop import Context
 from rerank.types import CandidateList, Qrels
 
@@ -51,7 +51,7 @@ class Labelled(NamedTuple):
 
 @torch.inference_mode()
 def labelled_scores(
-    policy: ScorePolicy,
+    policy: AnyPolicy,
     lists: Sequence[CandidateList],
     level: int = 1,
     qrels: Qrels | None = None,
@@ -112,7 +112,7 @@ class Calibrate:
 
     def run(
         self,
-        policy: ScorePolicy,
+        policy: AnyPolicy,
         lists: Sequence[CandidateList],
         context: Context | None = None,
         qrels: Qrels | None = None,

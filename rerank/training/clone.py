@@ -17,12 +17,13 @@ from torch import Tensor
 
 from rerank.errors import InputError, nearest
 from rerank.lists import ListBatch, ranks_of
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy, GenerativePolicy
 from rerank.objective.imitation import LOSSES
 from rerank.training.anchoring import ENTROPY, Anchoring
 from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, fit
 from rerank.training.schedule import Schedule
+from rerank.training.written.stages import clone_written
 from rerank.types import CandidateList, Ordering
 
 NEEDS_VALUES = ("list_net", "margin_mse", "lambda_rank", "softmax")
@@ -54,9 +55,15 @@ class Clone(Schedule):
             raise InputError(f"loss {self.loss!r} is not known{nearest(self.loss, LOSSES)}")
 
     def run(
-        self, policy: ScorePolicy, lists: Sequence[CandidateList], orderings: Iterable[Ordering], context: Context
+        self,
+        policy: AnyPolicy,
+        lists: Sequence[CandidateList],
+        orderings: Iterable[Ordering],
+        context: Context,
     ) -> dict[str, Any]:
         """Train `policy` in place on the lists that have an ordering; returns counts and the dev measure."""
+        if isinstance(policy, GenerativePolicy):
+            return clone_written(policy, lists, orderings, self, context)
         by_query: dict[str, list[Ordering]] = {}
         for ordering in orderings:
             by_query.setdefault(ordering.query_id, []).append(ordering)

@@ -10,7 +10,7 @@ import torch
 from rerank import plackett_luce
 from rerank.engine import processes
 from rerank.lists import batch_of
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.training.paid import paid
 from rerank.types import CandidateList, Reward
 
@@ -26,7 +26,7 @@ class Dev(NamedTuple):
     name: str
     """How the measure is spelled in logs, e.g. `nDCG@10`."""
 
-    def measure(self, policy: ScorePolicy) -> dict[str, float]:
+    def measure(self, policy: AnyPolicy) -> dict[str, float]:
         """Mean reward of the most likely ranking, for the served view and, where it differs, `"plain"`."""
         policy.eval()
         found = [pair for told in processes.by_all(lambda: self._measured(policy)) for pair in told]
@@ -36,7 +36,7 @@ class Dev(NamedTuple):
                 totals[view] = totals.get(view, 0.0) + total
         return {view: total / len(self.lists) for view, total in totals.items()}
 
-    def _measured(self, policy: ScorePolicy) -> list[tuple[int, dict[str, float]]]:
+    def _measured(self, policy: AnyPolicy) -> list[tuple[int, dict[str, float]]]:
         """(first list, sum of rewards by view) of each of this process's groups of lists."""
         found = []
         with torch.inference_mode():

@@ -28,7 +28,7 @@ from torch import Tensor
 from rerank import plackett_luce
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.training.paid import paid
 from rerank.training.probing import drawn, expected_of, scores_of
 from rerank.types import CandidateList, Ordering, Reward
@@ -45,11 +45,11 @@ TOLERANCES = ("0", "1e-8", "1e-6", "1e-5", "1e-4", "1e-3")
 
 @torch.no_grad()
 def diagnose(
-    policy: ScorePolicy,
+    policy: AnyPolicy,
     lists: Sequence[CandidateList],
     reward: Reward,
     *,
-    reference: ScorePolicy | None = None,
+    reference: AnyPolicy | None = None,
     orderings: Iterable[Ordering] = (),
     cutoff: int = 10,
     samples: int = 256,

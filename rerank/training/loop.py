@@ -180,9 +180,8 @@ class _State:
             group["lr"] = rate * rate_share(self.step, self.total, schedule.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         key = key_of(context.seed, context.model, context.stage, self.step)
-        whole = getattr(objective, "gradients", None)
-        if whole is not None:
-            found = whole(self.learner, portion, self.room, key, self.where)
+        if not callable(objective):
+            found = objective.gradients(self.learner, portion, self.room, key, self.where)
         elif self.shards is not None:
             found = sharded_gradients(self.learner, self.shards, portion, objective, schedule.plain_weight, key)
         else:

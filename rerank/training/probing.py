@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rerank import plackett_luce
 from rerank.lists import ListBatch, check_scores, mask_of
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.generative import AnyPolicy
 from rerank.objective.expected import expected_reward, is_exact
 from rerank.randomness import generator
 from rerank.types import CandidateList, Reward
@@ -19,7 +19,7 @@ AT_ONCE = 16
 
 
 @torch.no_grad()
-def scores_of(policy: ScorePolicy, lists: Sequence[CandidateList], at_once: int = AT_ONCE) -> Tensor:
+def scores_of(policy: AnyPolicy, lists: Sequence[CandidateList], at_once: int = AT_ONCE) -> Tensor:
     """The policy's scores of lists as one tensor [B, N] on the CPU, -inf where padded; `at_once` lists a pass."""
     policy.eval()
     mask = mask_of(lists)

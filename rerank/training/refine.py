@@ -23,6 +23,7 @@ from torch import Tensor
 from rerank import plackett_luce
 from rerank.errors import InputError, nearest
 from rerank.lists import ListBatch, batch_of
+from rerank.models.language.generative import AnyPolicy, GenerativePolicy
 from rerank.models.policy import ScorePolicy
 from rerank.objective.expected import expected_reward, is_exact
 from rerank.objective.sampled import ESTIMATORS, Estimate, list_clip
@@ -34,6 +35,7 @@ from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, fit
 from rerank.training.paid import blamed, checked_pay, name_of, paid
 from rerank.training.schedule import Schedule
+from rerank.training.written.stages import refine_written
 from rerank.types import CandidateList, Reward
 
 FITTED = 64
@@ -101,9 +103,11 @@ class Refine(Schedule):
             )
 
     def run(
-        self, policy: ScorePolicy, lists: Sequence[CandidateList], reward: Reward, context: Context
+        self, policy: AnyPolicy, lists: Sequence[CandidateList], reward: Reward, context: Context
     ) -> dict[str, Any]:
         """Train `policy` in place to earn `reward`; returns counts, the temperature and the dev measure."""
+        if isinstance(policy, GenerativePolicy):
+            return refine_written(policy, lists, reward, self, context)
         estimator, utility = self.check(reward)
         if estimator == "grpo":
             context.log.say(
@@ -162,7 +166,7 @@ class Refine(Schedule):
         checked_pay(reward, found, [len(lists)], batch)
 
     def within_band(
-        self, policy: ScorePolicy, lists: Sequence[CandidateList], reward: Reward, seed: int
+        self, policy: AnyPolicy, lists: Sequence[CandidateList], reward: Reward, seed: int
     ) -> list[CandidateList]:
         """The lists that `band` lets through, as `policy` ranks them now; InputError where there are none."""
         if not self.band:

@@ -27,8 +27,11 @@ PEFT = "base_model.model."
 """What peft's files put before the names of a model's modules."""
 
 
-def load_language_model(path: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    """(model, tokenizer) of a causal language model; weights that are missing are an error, pickles are refused."""
+def load_language_model(path: str, dtype: torch.dtype | str, device: torch.device) -> tuple[Any, Any]:
+    """(model, tokenizer) of a causal language model, its weights of type `dtype` ("auto": the type they are saved in).
+
+    Weights that are missing are an error, pickles are refused.
+    """
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from rerank.engine.precision import autocast, compute_dtype, keep_few_kernels
 from rerank.errors import InputError
-from rerank.models.language_model import Lean, context_of
-from rerank.models.prompt_tokens import PromptItem
-from rerank.models.reading import Reading
-from rerank.models.windows import Windowing
+from rerank.models.language.model import Lean, context_of
+from rerank.models.language.next_tokens import NextTokens, padded_ids
+from rerank.models.language.prompt_tokens import PromptItem
+from rerank.models.language.reading import Reading
+from rerank.prompting.windows import Windowing
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")
@@ -48,9 +49,9 @@ class ListwiseScorer(Lean):
         model.config.use_cache = False
         self.settle()
         names = torch.tensor([ids[0] for ids in self.prompts.name_ids])
+        self.names: Tensor
         self.register_buffer("names", names.to(self.device), persistent=False)
-        self.direct = self._direct_agrees()
-        """Whether the head is asked about last positions alone; some models do more than multiply by it."""
+        self.following = NextTokens(model, tokenizer.pad_token_id or 0)
 
     @property
     def device(self) -> torch.device:
@@ -77,43 +78,11 @@ class ListwiseScorer(Lean):
 
     def logits(self, items: Sequence[PromptItem]) -> Tensor:
         """Logits [sum of widths] of one micro-batch, in float32."""
-        ids, mask = padded_prompts(items, self.device, self.prompts.tokenizer.pad_token_id or 0)
+        ids, mask = padded_ids([item.ids for item in items], self.following.pad_id, self.device)
+        rows = torch.arange(len(items), device=self.device)
         with autocast(self.device, compute_dtype(self.precision, self.device)):
-            found = self._next_tokens(ids, mask, self.direct)
-        scores = found.float()[:, self.names]
+            read = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+            found = self.following(rows, mask.sum(1) - 1, read)
+        scores = found[:, self.names]
         widths = torch.tensor([item.width for item in items], device=scores.device)
         return scores[torch.arange(scores.shape[1], device=scores.device) < widths[:, None]]
-
-    def _next_tokens(self, ids: Tensor, mask: Tensor, direct: bool) -> Tensor:
-        """Logits [R, vocabulary] of what follows each prompt."""
-        last = mask.sum(1) - 1
-        rows = torch.arange(len(ids), device=ids.device)
-        if direct:
-            hidden = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            return self.model.get_output_embeddings()(hidden[rows, last])
-        return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[rows, last]
-
-    @torch.no_grad()
-    def _direct_agrees(self) -> bool:
-        """Whether the head alone gives what the whole model gives, on two short made-up prompts."""
-        was_training = self.model.training
-        self.model.eval()
-        ids = (torch.arange(24, device=self.device).reshape(2, 12) * 7) % self.model.config.get_text_config().vocab_size
-        mask = torch.ones_like(ids)
-        mask[1, 9:] = 0
-        try:
-            wanted, found = (self._next_tokens(ids, mask, direct).float() for direct in (False, True))
-            return torch.allclose(found, wanted, 1e-3, 1e-4)
-        except (AttributeError, TypeError, RuntimeError, IndexError):
-            return False
-        finally:
-            self.model.train(was_training)
-
-
-def padded_prompts(items: Sequence[Any], device: torch.device, pad_id: int) -> tuple[Tensor, Tensor]:
-    """(ids, mask), int64 [R, longest], padded on the right."""
-    rows = [torch.frombuffer(bytearray(item.ids), dtype=torch.int32).long() for item in items]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)

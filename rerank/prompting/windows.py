@@ -11,7 +11,7 @@
 TourRank plays several tournaments and adds up points; ours plays one, halves, and reads the scores. The last sliding
 window is cut short at the head of the list, as in RankLLM, where RankGPT's code leaves it out.
 
-A window's scores are relative; `rerank.models.scales` puts those of all windows on one scale, and then they are made to
+A window's scores are relative; `prompting.scales` puts those of all windows on one scale, and then they are made to
 fall along the order that the strategy found. A list that is shown once, in one window, keeps its scores as they are.
 
 No model and no tokens here; candidates are indices in first-stage order. Equal scores keep the order shown.
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank.errors import InputError, nearest
-from rerank.models.scales import LARGEST, Asked, Window, falling, one_scale, pieces, without_noise
+from rerank.prompting.scales import LARGEST, Asked, Window, falling, one_scale, pieces, without_noise
 
 Plan: TypeAlias = Generator[list[Window], list[Sequence[float]], list[float]]
 """Yields the windows of one round, is sent a score for each place of each of them, returns the scores [n]."""

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, final
 import numpy as np
 
 from rerank.errors import InputError
-from rerank.models.prompts import Piece, Prompt, pieces
 from rerank.models.texts import ID, TextIds, plain
+from rerank.prompting.prompts import Piece, Prompt, pieces
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, final
 
 from rerank.errors import DataError, InputError, nearest
-from rerank.models.prompt_tokens import Naming, PromptTokenizer
-from rerank.models.prompts import Prompt
-from rerank.models.windows import Sliding, Windowing, windowing_named
+from rerank.models.language.prompt_tokens import Naming, PromptTokenizer
+from rerank.prompting.prompts import Prompt
+from rerank.prompting.windows import Sliding, Windowing, windowing_named
 
 
 @final
