@@ -32,8 +32,24 @@ def test_the_recipe_of_the_readme_is_a_recipe(tmp_path):
     recipe = parse_recipe(text, tmp_path)
     assert recipe.name == "my-search"
     assert len([line for line in text.splitlines() if line.strip()]) < 30
-    for fragment in fragments:  # keys that go in front of the tables
-        assert parse_recipe(fragment + text, tmp_path) != recipe
+    for fragment in fragments:  # keys go in front of the tables, another model behind them
+        named = fragment.replace("[[models]]", '[[models]]\nname = "other"')
+        whole = text + named if fragment.startswith("[") else fragment + text
+        assert parse_recipe(whole, tmp_path) != recipe
+
+
+def test_the_recipes_of_the_listwise_page_are_parts_of_a_recipe(tmp_path):
+    from rerank.composition import chat_settings
+    from rerank.recipe import parse_recipe
+
+    page = (Path(__file__).parents[1] / "docs" / "listwise.md").read_text(encoding="utf8")
+    whole = 'name = "x"\n[data]\ntrain = "a"\ntest = "b"\n'
+    models, teacher = (
+        parse_recipe(whole + text, tmp_path) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    )
+    assert models.models[0].reads_lists
+    assert models.clone_of(models.models[0]).list_size == 20
+    assert chat_settings(teacher.teacher).concurrency == 8
 
 
 def test_the_recipe_of_the_rewards_page_is_a_refinement(tmp_path):
@@ -89,5 +105,5 @@ def test_every_folder_of_the_map_exists():
 def test_the_page_of_recipe_keys_is_what_the_command_prints():
     from rerank.experiment.keys import recipe_keys
 
-    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf8")
+    page = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf8")
     assert page == recipe_keys(), "run: rerank keys > docs/recipe.md"

@@ -101,7 +101,8 @@ def load_policy(
     place = backbone_path(path)
     settings = _settings(Path(place) / SETTINGS)
     scorer: nn.Module
-    kind = settings.get("kind") or _kind_without_settings(place)
+    # What was exported is a cross-encoder; of all else the configuration is asked.
+    kind = settings.get("kind") or (None if backend == "onnx" else _kind_without_settings(place))
     if reading and kind not in LANGUAGE:
         raise InputError(
             f"{sorted(reading)} were given, which say how a language model reads lists, and {path} is none: leave "
@@ -144,7 +145,7 @@ def _kind_without_settings(place: str) -> str | None:
 def _check_fixed(path: str, what: str, backend: str, max_length: int | None, other: str | None = None) -> None:
     """Nothing, where neither a length nor a backend is asked for that only cross-encoders have."""
     if backend not in ("torch", other):
-        able = " or ".join(repr(name) for name in ("torch", other) if name)
+        able = f"'torch' or {other!r}" if other else "'torch' alone"
         raise InputError(f"{path} is {what.partition(':')[0]}, which runs with backend = {able}")
     if max_length is not None:
         raise InputError(f"max_length = {max_length!r} was given, but {path} is {what}; leave max_length out")

@@ -112,3 +112,9 @@ def _check_words(words: str, field: str) -> None:
     unknown = fields - {"mark", "n", "form"}
     if unknown:
         raise InputError(f"prompt.{field} names {{{min(unknown)}}}; it may name {{mark}}, {{n}} and {{form}}")
+
+
+THOUGHTFUL = Prompt(
+    request="Think first. Then write the names of all {n} passages, the best first, in the form {form}."
+)
+"""For models that may think before they answer."""

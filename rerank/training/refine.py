@@ -35,7 +35,7 @@ from rerank.training.first_stage import fit_first_stage
 from rerank.training.loop import Context, fit
 from rerank.training.paid import blamed, checked_pay, name_of, paid
 from rerank.training.schedule import Schedule
-from rerank.training.written.stages import refine_written
+from rerank.training.written.stages import MALFORMED_PRICE, refine_written
 from rerank.types import CandidateList, Reward
 
 FITTED = 64
@@ -68,6 +68,8 @@ class Refine(Schedule):
     """Rankings drawn from a list, where the estimator samples."""
     list_clip: float = 5.0
     """A sampled gradient of a list is cut to this many times the median of its batch."""
+    malformed_price: float = MALFORMED_PRICE
+    """What an answer costs that a model wrote freely (`constrained = false`) and that is malformed."""
     band: tuple[float, ...] = ()
     """(low, high): only lists whose most likely ranking earns this share of what the ideal one does; () for all."""
     fit_first_stage: bool = False
@@ -88,6 +90,8 @@ class Refine(Schedule):
             raise InputError(f"entropy must be greater than 0 nats, not {self.entropy!r}")
         if self.samples < 2:
             raise InputError(f"samples must be at least 2, not {self.samples!r}: each is compared with the others")
+        if not 0 <= self.malformed_price < 1e6:
+            raise InputError(f"malformed_price must be at least 0, not {self.malformed_price!r}")
         if not self.list_clip > 0:
             raise InputError(f"list_clip must be greater than 0, not {self.list_clip!r}")
         if self.band and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1):
@@ -107,7 +111,7 @@ class Refine(Schedule):
     ) -> dict[str, Any]:
         """Train `policy` in place to earn `reward`; returns counts, the temperature and the dev measure."""
         if isinstance(policy, GenerativePolicy):
-            return refine_written(policy, lists, reward, self, context)
+            return refine_written(policy, lists, reward, self, context, self.malformed_price)
         estimator, utility = self.check(reward)
         if estimator == "grpo":
             context.log.say(

@@ -67,7 +67,8 @@ class GenerativeScorer(Lean):
         super().__init__()
         keep_few_kernels()
         self.reading, self.writing = reading or Reading(naming="numbers"), writing or Writing()
-        self.model, self.prompts, self.precision = model, self.reading.prompts(tokenizer), precision
+        self.model, self.precision = model, precision
+        self.prompts = self.reading.prompts(tokenizer, thinking=self.writing.thinking > 0)
         self.answering = Answering(self.prompts, self.writing)
         self.answering.check_context(context_of(model))
         self.settle()

@@ -93,6 +93,7 @@ class PromptTokenizer:
         prompt: Prompt | None = None,
         chat: bool = False,
         secret: str = "",
+        thinking: bool = False,
     ) -> None:
         counts = (("window", window, 2), ("document_tokens", document_tokens, 1), ("query_tokens", query_tokens, 1))
         for field, value, least in counts:
@@ -103,7 +104,7 @@ class PromptTokenizer:
         self.prompt, self.chat, self.naming, self.secret = prompt or Prompt(), chat, naming, secret
         self.names = names_of(tokenizer, window, naming)
         self.name_ids = [name_ids(tokenizer, name) for name in self.names]
-        self._before, self._after = self._frame()
+        self._before, self._after = self._frame(thinking)
         self._room = {"document": document_tokens, "query": query_tokens}
         # One token more than there is room for tells that a text was cut.
         self._given, self._ours = TextIds(tokenizer, max(self._room.values()) + 1), TextIds(tokenizer, None)
@@ -173,7 +174,7 @@ class PromptTokenizer:
                     *(cut, len(texts), kind, kind, room),
                 )
 
-    def _frame(self) -> tuple[bytes, bytes]:
+    def _frame(self, thinking: bool) -> tuple[bytes, bytes]:
         """What stands before and after every message."""
         # A chat's turn begins on a line of its own; our own message ends within one.
         lead = self.tokenizer("[" if self.chat else "\n[", add_special_tokens=False)["input_ids"]
@@ -182,7 +183,7 @@ class PromptTokenizer:
             bare = self.tokenizer("x", add_special_tokens=False)["input_ids"]
             begin = probe[: len(probe) - len(bare)] if probe[-len(bare) :] == bare else probe[:1]
             return _packed(begin if begin != bare else ()), _packed(lead)
-        before, after = _rendered(self.tokenizer)
+        before, after = _rendered(self.tokenizer, thinking)
         return tuple(  # type: ignore[return-value]
             _packed([*self.tokenizer(text, add_special_tokens=False)["input_ids"], *more])
             for text, more in ((before, ()), (after, lead))
@@ -193,7 +194,7 @@ def _packed(ids: Sequence[int]) -> bytes:
     return np.array(ids, dtype=ID).tobytes()
 
 
-def _rendered(tokenizer: Any) -> tuple[str, str]:
+def _rendered(tokenizer: Any, thinking: bool) -> tuple[str, str]:
     """A chat's text before and after what the user says; transformers renders the template in a sandbox."""
     from jinja2.exceptions import TemplateError
 
@@ -201,7 +202,9 @@ def _rendered(tokenizer: Any) -> tuple[str, str]:
         raise InputError("chat = true, and the tokenizer has no chat template; leave chat out")
     message = [{"role": "user", "content": PLACE_HOLDER}]
     try:
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        text = tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
     except (TemplateError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"the model's chat template cannot be rendered: {error}; leave chat out") from error
     before, found, after = text.partition(PLACE_HOLDER)

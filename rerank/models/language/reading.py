@@ -9,7 +9,7 @@ from typing import Any, final
 
 from rerank.errors import DataError, InputError, nearest
 from rerank.models.language.prompt_tokens import Naming, PromptTokenizer
-from rerank.prompting.prompts import Prompt
+from rerank.prompting.prompts import THOUGHTFUL, Prompt
 from rerank.prompting.windows import Sliding, Windowing, windowing_named
 
 
@@ -30,11 +30,11 @@ class Reading:
     """Whether the prompt is put into the model's chat template (rendered in a sandbox)."""
     prompt: Prompt = field(default_factory=Prompt)
 
-    def prompts(self, tokenizer: Any) -> PromptTokenizer:
-        """The tokenizer of prompts that are read so."""
-        return PromptTokenizer(
-            tokenizer, self.window, self.document_tokens, self.query_tokens, self.naming, self.prompt, self.chat
-        )
+    def prompts(self, tokenizer: Any, thinking: bool = False) -> PromptTokenizer:
+        """The tokenizer of prompts that are read so; with `thinking`, of those that ask for a thought first."""
+        prompt = THOUGHTFUL if thinking and self.prompt == Prompt() else self.prompt
+        sizes = (self.window, self.document_tokens, self.query_tokens)
+        return PromptTokenizer(tokenizer, *sizes, self.naming, prompt, self.chat, thinking=thinking)
 
     def as_dict(self) -> dict[str, Any]:
         """What `from_dict` takes, for a JSON file."""
