@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from record import RESULTS, stamp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny_language_models as tiny
+from hostile_prompts import faults_on, hostile_lists
 
 from rerank.models.language.generative import GenerativePolicy, GenerativeScorer
 from rerank.models.language.listwise import ListwiseScorer
@@ -128,28 +130,14 @@ def _generated(policy: ScorePolicy, lists: list[CandidateList], n: int) -> torch
 
 
 def malformed(device: torch.device, prompts: int) -> dict[str, Any]:
-    """Answers to random prompts under the mask that are no permutation."""
-    found = {"answers": 0, "malformed": 0}
+    """Answers to random prompts under the mask that the strict reader finds fault with."""
+    found: Counter[str] = Counter(answers=0)
     for naming in ("numbers", "letters"):
         reading = Reading(window=20, document_tokens=12, query_tokens=8, naming=naming)
         network = tiny.model("llama", hidden=32, layers=1, heads=2).to(device)
         policy = GenerativePolicy(GenerativeScorer(network, tiny.tokenizer(), reading, "float32"), budget=32_768).eval()
-        draw = random.Random(naming)
-        for start in range(0, prompts // 2, 100):
-            lists = [_nasty(draw, start + i) for i in range(100)]
-            rollout = policy.sample(lists, 1, torch.Generator().manual_seed(start))
-            for candidates, ranking in zip(lists, rollout.rankings[:, 0].tolist(), strict=True):
-                found["answers"] += 1
-                found["malformed"] += sorted(ranking[: len(candidates)]) != list(range(len(candidates)))
-            found["malformed"] += int((~rollout.valid).sum())
-    return found
-
-
-def _nasty(draw: random.Random, i: int) -> CandidateList:
-    parts = ["[1]", "[2] > [1]", "]", "[", ">", "<|im_end|>", "</s>", "<answer>", "99", "A", "Z", "\n", "ä", "first"]
-    n = draw.randint(2, 20)
-    texts = tuple(" ".join(draw.choices(parts, k=draw.randint(0, 6))) for _ in range(n))
-    return CandidateList(f"q{i}", draw.choice(parts), tuple(map(str, range(n))), texts)
+        found += faults_on(policy, hostile_lists(prompts // 2, seed=len(found)), seed=0)
+    return {"answers": found["answers"], "malformed": sum(found.values()) - found["answers"], "found": dict(found)}
 
 
 def steps(device: torch.device, turns: int) -> dict[str, Any]:

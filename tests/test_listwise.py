@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from rerank.models.language.reading import Reading
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy, rerank_lists
 from rerank.models.texts import ID
+from rerank.objective.imitation import LOSSES
+from rerank.objective.sampled import ESTIMATORS
 from rerank.prompting.prompts import Prompt
 from rerank.prompting.windows import Disjoint, Full, Sliding
 from rerank.reranker import Reranker
@@ -114,8 +117,6 @@ def task(relevant_only_first=False, n=6):
 
 
 def _only_first(lists):
-    from dataclasses import replace
-
     return [replace(c, labels=tuple(int(label == len(c) - 1) for label in c.labels), pool=(1,)) for c in lists]
 
 
@@ -123,6 +124,7 @@ def learner(kind, n):
     return ScorePolicy(ListwiseScorer(model(kind), tokenizer(), reading(n, document_tokens=4), "float32"))
 
 
+STEP = {"lists_per_step": 8, "learning_rate": 1e-2, "warmup": 0.0, "evaluations": 1, "select": "last"}
 PACE = {"lists_per_step": 16, "learning_rate": 3e-3, "evaluations": 5}
 
 
@@ -150,6 +152,42 @@ def test_it_learns_by_refinement_alone_from_chance_to_nearly_all(kind):
     after = dev.measure(policy)["served"]
     assert 0.35 < before < 0.65
     assert after > 0.9
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns_through_it(loss):
+    policy, lists = learner("qwen3", 5), numbers(8, n=5)
+    before = copy.deepcopy(policy.state_dict())
+    Clone(loss=loss, steps=1, list_size=5, **STEP).run(policy, lists, Judged()(lists), Context("clone"))
+    assert any(not torch.equal(before[name], now) for name, now in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("estimator", ["exact", *ESTIMATORS])
+def test_every_estimator_learns_through_it(estimator):
+    policy, lists = learner("llama", 5), numbers(8, n=5)
+    before = copy.deepcopy(policy.state_dict())
+    settings = Refine(estimator=estimator, steps=1, list_size=5, anchor=0.1, **STEP)
+    report = settings.run(policy, lists, ndcg(10), Context("refine"))
+    assert report["estimator"] == estimator
+    assert any(not torch.equal(before[name], now) for name, now in policy.state_dict().items())
+
+
+def test_shuffled_candidates_keep_their_labels_and_first_stage_scores():
+    from rerank.training.sampling import portions
+    from rerank.training.schedule import Schedule
+
+    features = {"bm25": (1.0, 2.0, 3.0, 4.0, 5.0)}
+    lists = [replace(c, features=features) for c in numbers(6, n=5)]
+    known = {
+        (c.query_id, d): row
+        for c in lists
+        for d, *row in zip(c.doc_ids, c.texts, c.labels, *features.values(), strict=True)
+    }
+    steps = portions(scorer(), lists, lambda c: [], Schedule(steps=3, lists_per_step=4), (0, "m", "s"), 0)
+    for portion in steps:
+        for c in portion.lists:
+            for d, *row in zip(c.doc_ids, c.texts, c.labels, c.features["bm25"], strict=True):
+                assert known[c.query_id, d] == row
 
 
 def test_candidates_are_shown_in_a_new_order_each_time_and_only_to_models_that_read_orders():
