@@ -404,7 +404,7 @@ def test_a_collection_without_judgements_cannot_be_audited_and_unjudged_queries_
     everything = beir / "qrels" / "all.tsv"
     everything.write_text("query-id\tcorpus-id\tscore\n1\td\t2\n")
     assert audit_run(f"{beir}#all", beir / "run.trec").lists == 1
-    assert "2 queries of the run are not in the collection" in caplog.text
+    assert "2 queries of the run are not in" in caplog.text
 
 
 # real data

@@ -191,11 +191,7 @@ def candidate_lists(
     """
     if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
         raise InputError(f"depth is {depth!r}; allowed is a whole number from 1, or None for all candidates")
-    wanted = [query_id for query_id, ranking in run.rankings.items() if ranking and query_id in collection.queries]
-    if collection.queries and not wanted:
-        ours, theirs = list(collection.queries)[:3], list(run.rankings)[:3]
-        problem = f"run {run.name!r} ranks no query of collection {collection.name!r}"
-        raise Mismatch(f"{problem} (query ids {theirs} and {ours}); give the run of these queries")
+    wanted = shared_queries(collection, run)
     texts = _candidate_texts(collection, run, wanted, depth)
     scores = {name: other.rankings for name, other in (features or {}).items()}
     lists = []
@@ -214,13 +210,25 @@ def candidate_lists(
                 pool=tuple(grades.values()) if grades else (),
             )
         )
-    without, unknown = len(collection.queries) - len(wanted), sum(q not in collection.queries for q in run.rankings)
-    if without or unknown:
-        log.warning(
-            "%d of %d queries of %r have no candidates in run %r and %d queries of the run are not in the collection; "
-            "left out", without, len(collection.queries), collection.name, run.name, unknown,
-        )  # fmt: skip
     return lists
+
+
+def shared_queries(collection: Collection, run: Run) -> list[str]:
+    """The ids of queries with candidates that both have, in the run's order; those of one alone are counted aloud."""
+    shared = [query_id for query_id, ranking in run.rankings.items() if ranking and query_id in collection.queries]
+    if collection.queries and not shared:
+        ours, theirs = list(collection.queries)[:3], list(run.rankings)[:3]
+        problem = f"run {run.name!r} ranks no query of collection {collection.name!r}"
+        raise Mismatch(f"{problem} (query ids {theirs} and {ours}); give the run of these queries")
+    without, unknown = len(collection.queries) - len(shared), sum(q not in collection.queries for q in run.rankings)
+    told = []
+    if without:
+        told.append(f"{without} of {len(collection.queries)} queries of {collection.name!r} have no candidates in it")
+    if unknown:
+        told.append(f"{unknown} queries of the run are not in {collection.name!r}")
+    if told:
+        log.warning("run %r: %s; left out", run.name, ", and ".join(told))
+    return shared
 
 
 def _candidate_texts(collection: Collection, run: Run, wanted: list[str], depth: int | None) -> dict[str, str]:

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, retrievers_of
 from rerank.data import candidate_lists, load_collection, read_rankllm, read_run, write_rankllm
+from rerank.data.collection import shared_queries
 from rerank.data.formats import json_lines, numbered_lines
 from rerank.engine.precision import automatic_device, compute_dtype
-from rerank.errors import DataError, InputError, Mismatch, NotFound
+from rerank.errors import DataError, InputError, NotFound
 from rerank.experiment.journal import Ranking
 from rerank.experiment.shards import WHOLE, Part, Portion, Shard, digest_of, sha256_of, summed, write_part
 from rerank.models.backbones import backbone_path, load_encoder
@@ -138,7 +139,7 @@ def rerank_run(
     if out.resolve() == run.resolve():
         raise InputError(f"--out {out} is the run itself; the reranked run needs a file of its own")
     loaded, first = load_collection(collection), read_run(run)
-    shared = _shared(loaded, first)
+    shared = shared_queries(loaded, first)
     places = shard.share([min(len(first.rankings[query_id]), depth or len(loaded.documents)) for query_id in shared])
     query_ids = tuple(shared[places.start : places.stop])
     own = Run({query_id: first.rankings[query_id] for query_id in query_ids}, first.name)
@@ -186,24 +187,6 @@ def rerank_requests(
     part = rerank_run(model, f"rankllm:{requests}", requests, run, depth, loading, WHOLE, overwrite, console)
     write_rankllm(read_run(run), read_rankllm(requests)[0], out)
     return part._replace(path=out)
-
-
-def _shared(collection: Collection, run: Run) -> list[str]:
-    """The query ids that run and collection share, in the run's order; those that only one has are counted aloud."""
-    shared = [query_id for query_id, ranking in run.rankings.items() if ranking and query_id in collection.queries]
-    if not shared:
-        theirs, ours = list(run.rankings)[:3], list(collection.queries)[:3]
-        raise Mismatch(
-            f"run {run.name!r} ranks no query of collection {collection.name!r} (query ids {theirs} and {ours}); give "
-            "the run of these queries"
-        )
-    without, unknown = len(collection.queries) - len(shared), len(run.rankings) - len(shared)
-    if without or unknown:
-        logger.warning(
-            "%d of %d queries of %r have no candidates in run %r and %d queries of the run are not in the collection; "
-            "left out", without, len(collection.queries), collection.name, run.name, unknown,
-        )  # fmt: skip
-    return shared
 
 
 def _with_queries(collection: Collection, query_ids: Sequence[str]) -> Collection:

@@ -41,6 +41,8 @@ from rerank.types import CandidateList, Reward, Run
 
 AUDITED, DIAGNOSED = 128, 64
 """Judged lists that an audit, dev lists that a diagnosis looks at: a cross-encoder has to score them all."""
+FEW_DEV = 8
+"""Dev lists below which what they select is said to be chance."""
 TRIED = 4
 """Judged lists that a reward is tried on before anything is learned."""
 
@@ -94,6 +96,11 @@ class ModelTraining:
                 'pay for something else; select = "last" in [refine] keeps the last step'
             )
         self.dev = Dev([_cut(c, model.depth) for c in lists.dev[: model.dev_lists]], reward, name)
+        if len(self.dev.lists) < FEW_DEV and refine.select == "best":
+            work.note(
+                f"only {len(self.dev.lists)} dev lists select weights and settings, which is little more than chance: "
+                'raise data.dev, give more judged queries, or set select = "last" in [clone] and [refine]'
+            )
         self.kept: float | None = None
         """What dev measured of the refined model that is saved; the best seed's is."""
         if not any(has_headroom(c) for c in lists.judged()):

@@ -20,6 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger("rerank.training")
 
+PAUSE = 60.0
+"""Seconds after which a log file is told where a stage is."""
+
 
 @final
 class Log:
@@ -31,6 +34,7 @@ class Log:
         self.began = time.monotonic()
         self._file: IO[str] | None = None
         self._bar: tuple[Progress, Any] | None = None
+        self._title, self._total, self._said = "", 0, 0.0
 
     def record(self, **facts: Any) -> None:
         """Write one line; it is on disk when this returns."""
@@ -52,7 +56,8 @@ class Log:
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[None]:
-        """A bar for `total` steps while the block runs; nothing where the console is not a terminal."""
+        """A bar for `total` steps while the block runs; a line now and then where the console is not a terminal."""
+        self._title, self._total, self._said = title, total, time.monotonic()
         if self.console is None or not self.console.is_terminal:
             yield
             return
@@ -73,7 +78,10 @@ class Log:
                 self._bar = None
 
     def advance(self, step: int, facts: str) -> None:
-        """Move the bar to `step` and show `facts` beside it."""
+        """Move the bar to `step` and show `facts` beside it; or say so, where there is no bar and it takes long."""
+        if self._bar is None and self.console is not None and time.monotonic() - self._said > PAUSE:
+            self._said = time.monotonic()
+            self.say(f"{self._title}: step {step} of {self._total}  {facts}")
         if self._bar is not None:
             bar, task = self._bar
             bar.update(task, completed=step, facts=facts)
