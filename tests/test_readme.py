@@ -96,7 +96,7 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme()
 def test_every_folder_of_the_map_exists():
     root = Path(__file__).parents[1]
     tree = re.search(r"## What is where\n(.*?)\n## ", README, flags=re.DOTALL).group(1)
-    names = re.findall(r"(?<![\w.])(\w+(?:/|\.py))(?=[\s]|$)", tree)
+    names = re.findall(r"(?<![\w./])([\w/]*\w(?:/|\.py))(?=[\s]|$)", tree)
     assert len(names) > 20
     for name in names:
         assert (root / name).exists() or (root / "rerank" / name).exists(), name
