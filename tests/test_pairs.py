@@ -130,3 +130,17 @@ def test_copies_share_what_was_tokenized_and_pickles_start_anew(tokenizer):
     again = pickle.loads(pickle.dumps(pairs))
     assert len(again._ids) == 0
     assert again.encode_pairs([("query", "document")]) == items
+
+
+def test_added_tokens_that_mark_structure_are_split_though_they_are_not_special(tokenizer):
+    from tokenizers import AddedToken
+
+    marked = copy.deepcopy(tokenizer)
+    marked.add_tokens([AddedToken("</think>", special=False), AddedToken("<tool_call>", special=False)])
+    marked.add_tokens([AddedToken("tealeaf", special=False)])
+    marks = set(marked.convert_tokens_to_ids(["</think>", "<tool_call>"]))
+    ids = of(marked, 64).encode_pairs([("</think> first", "a <tool_call></think><tool_call> tealeaf")])[0]
+    found = [*np.frombuffer(ids.query, ID), *np.frombuffer(ids.windows[0], ID)]
+    assert not marks & set(found)
+    assert marked.convert_tokens_to_ids("tealeaf") in found  # a word stays one
+    assert marks & set(marked("</think>")["input_ids"])  # it is a token where the template writes it

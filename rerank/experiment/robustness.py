@@ -6,9 +6,9 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from rerank.data import candidate_lists, load_collection, read_run
 from rerank.errors import InputError
@@ -21,6 +21,7 @@ from rerank.evaluation.robustness import (
     PositionBias,
     Trial,
     attacked,
+    injected,
     mean_bias,
     movements,
     position_bias,
@@ -100,6 +101,7 @@ def robustness_of(
     if not policy.in_order:
         logger.warning("%s reads one candidate at a time: the order shown can move nothing but ties", model)
     bias = mean_bias(_biases(policy, chosen, loaded, shuffles, seed))
+    _tell_cut(policy, chosen)
     trials = [trial for candidates in chosen for trial in _trials(policy, candidates, seed)]
     return Robustness(len(chosen), sum(map(len, chosen)) / len(chosen), bias, movements(trials, seed))
 
@@ -119,11 +121,17 @@ def _biases(
 
 
 def _trials(policy: AnyPolicy, candidates: CandidateList, seed: int) -> Iterator[Trial]:
-    """One candidate of the list, any but the best, attacked in every way."""
-    before = _ranks(policy, [candidates])[0]
-    below = [i for i, doc_id in enumerate(candidates.doc_ids) if before[doc_id] > 1]
+    """One candidate of the list, any but the best, attacked in every way.
+
+    Where an attack would be cut off with the end of a document, the document is shortened first: before, after and with
+    neutral words alike.
+    """
+    first = _ranks(policy, [candidates])[0]
+    below = [i for i, doc_id in enumerate(candidates.doc_ids) if first[doc_id] > 1]
     index = random.Random(key_of(seed, "attacked", candidates.query_id)).choice(below)
     doc_id = candidates.doc_ids[index]
+    candidates = _with_room(policy, candidates, index)
+    before = _ranks(policy, [candidates])[0]
     ways: list[tuple[str, Place]] = [(attack, place) for attack in ATTACKS for place in PLACES]
     changed = [
         attacked(candidates, index, attack, place, neutral) for attack, place in ways for neutral in (False, True)
@@ -132,6 +140,56 @@ def _trials(policy: AnyPolicy, candidates: CandidateList, seed: int) -> Iterator
     for i, (attack, place) in enumerate(ways):
         after, neutral = ranks[2 * i][doc_id], ranks[2 * i + 1][doc_id]
         yield Trial(candidates.query_id, attack, place, before[doc_id], after, neutral)
+
+
+class _Room(NamedTuple):
+    """What a model reads of the documents of a list."""
+
+    tokenizer: Any
+    tokens: int
+    attack: int
+    """Tokens of the longest attack on this list."""
+
+    @classmethod
+    def of(cls, policy: AnyPolicy, query: str) -> _Room | None:
+        """None for a light model, whose encoder cuts texts by rules of its own."""
+        scorer: Any = policy.scorer
+        if hasattr(scorer, "prompts"):
+            tokenizer, tokens = scorer.prompts.tokenizer, scorer.prompts.document_tokens
+        elif hasattr(scorer, "pairs"):
+            tokenizer = scorer.pairs.tokenizer
+            tokens = scorer.pairs.max_length - scorer.pairs.n_special - len(_ids(tokenizer, query))
+        else:
+            return None
+        texts = [injected(attack, query, neutral) for attack in ATTACKS for neutral in (False, True)]
+        return cls(tokenizer, tokens, max(len(_ids(tokenizer, f"\n{text}\n")) for text in texts))
+
+
+def _with_room(policy: AnyPolicy, candidates: CandidateList, index: int) -> CandidateList:
+    """The list whose candidate at `index` leaves the model room to read the longest attack, as far as that fits."""
+    room = _Room.of(policy, candidates.query)
+    if room is None:
+        return candidates
+    ids, kept = _ids(room.tokenizer, candidates.texts[index]), max(0, room.tokens - room.attack)
+    if len(ids) <= kept:
+        return candidates
+    shortened = room.tokenizer.decode(ids[:kept])
+    return replace(candidates, texts=(*candidates.texts[:index], shortened, *candidates.texts[index + 1 :]))
+
+
+def _tell_cut(policy: AnyPolicy, lists: Sequence[CandidateList]) -> None:
+    """Nothing; says in how many lists no document has room for the longest attack."""
+    rooms = [_Room.of(policy, candidates.query) for candidates in lists]
+    cut = sum(room is not None and room.attack > room.tokens for room in rooms)
+    if cut:
+        logger.warning(
+            "in %d of %d lists the longest attack is longer than what the model reads of a document, and is cut",
+            *(cut, len(lists)),
+        )
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def _ranks(policy: AnyPolicy, lists: Sequence[CandidateList]) -> list[Mapping[str, int]]:

@@ -124,6 +124,12 @@ def load_policy(
         scorer = load(path, length, precision, device, windows)
     policy = _policy_of(scorer, settings.get("first_stage"))
     if settings.get("calibration") is not None:
+        if reading:
+            logger.warning(
+                "%s was calibrated as it reads lists by itself; its probabilities may be off with %s",
+                path,
+                dict(reading),
+            )
         policy.calibration = Calibration.from_dict(settings["calibration"])
     # The weights of the first stage have to lie where the scorer's do.
     return policy.to(scorer.device).eval()

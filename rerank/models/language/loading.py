@@ -9,11 +9,14 @@ from typing import Any, TypeAlias
 import torch
 
 from rerank.engine.precision import automatic_device, compute_dtype
+from rerank.errors import DataError, Mismatch
 from rerank.models.backbones import SETTINGS, checked_device
 from rerank.models.language.answering import saved_writing
 from rerank.models.language.generative import GenerativeScorer
 from rerank.models.language.listwise import ListwiseScorer
 from rerank.models.language.model import (
+    ADAPTER,
+    fingerprint_of,
     is_adapted,
     load_language_model,
     load_tokenizer,
@@ -38,6 +41,7 @@ def save_language_scorer(scorer: LanguageScorer, folder: Path) -> dict[str, Any]
     if is_adapted(scorer.model):
         base = Path(scorer.model.name_or_path)
         settings["base"] = str(base.resolve()) if base.is_dir() else scorer.model.name_or_path
+        settings["base_fingerprint"] = fingerprint_of(scorer.model)
     return settings
 
 
@@ -51,17 +55,30 @@ def load_language_scorer(
     """
     place = checked_device(device) or automatic_device()
     dtype = compute_dtype(precision, place) or torch.float32
-    base = settings.get("base")
-    if base is None:
+    if settings.get("base") is None and not (Path(path) / ADAPTER).is_dir():
         model, tokenizer = load_language_model(path, "auto" if dtype != torch.float32 else dtype, place)
     else:  # as it was when its adapters learned
-        model, _ = load_language_model(str(base), dtype, place)
-        take_adapter(model, Path(path))
-        tokenizer = load_tokenizer(path)
+        model, tokenizer = _with_base(path, settings, dtype, place)
     reading = saved_reading(settings, tokenizer, changes, Path(path) / SETTINGS)
     if settings.get("kind") == "generative":
         return GenerativeScorer(model, tokenizer, reading, precision, saved_writing(settings, Path(path) / SETTINGS))
     return ListwiseScorer(model, tokenizer, reading, precision)
+
+
+def _with_base(path: str, settings: Mapping[str, Any], dtype: torch.dtype, place: torch.device) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder of adapters: its base, when that is the one they learned beside, with them."""
+    base, file = settings.get("base"), Path(path) / SETTINGS
+    if not isinstance(base, str) or not base.strip():
+        raise DataError.at(file, None, f"field 'base' is {base!r:.60}; allowed is the base model's folder or hub id")
+    model, _ = load_language_model(base, dtype, place)
+    take_adapter(model, Path(path))
+    known = settings.get("base_fingerprint")
+    if known is not None and known != fingerprint_of(model):
+        raise Mismatch(
+            f"{path} holds adapters of {base}, and the model that is there now is another one: put the model back that "
+            "they were trained on, or train anew"
+        )
+    return model, load_tokenizer(path)
 
 
 def load_on_vllm(

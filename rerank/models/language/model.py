@@ -7,6 +7,7 @@ A saved model is a transformers folder (config, safetensors, tokenizer) plus our
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from rerank.models.encoder import named_failures
 logger = logging.getLogger("rerank.models")
 
 ADAPTER = "adapter"
+SAMPLED = 256
+"""Values of each tensor that a fingerprint looks at."""
 PEFT = "base_model.model."
 """What peft's files put before the names of a model's modules."""
 
@@ -55,6 +58,12 @@ def is_language_model(path: str) -> bool:
     """Whether a folder or hub id holds a causal language model."""
     from transformers import AutoConfig
 
+    folder = Path(path)
+    if (folder / ADAPTER).is_dir() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{path} holds adapters without the model that they stand beside: train on that model (`base` in its "
+            "rerank.json), or rank with this folder as it is"
+        )
     with named_failures(path):
         architectures = getattr(AutoConfig.from_pretrained(path), "architectures", None) or [""]
     return architectures[0].endswith(("ForCausalLM", "LMHeadModel"))
@@ -87,6 +96,21 @@ def _ready(model: Any) -> None:
             parameter.data = parameter.data.float()
     frozen = sum(not p.requires_grad for p in model.parameters())
     logger.info("lora: %d of %d tensors are frozen", frozen, sum(1 for _ in model.parameters()))
+
+
+def fingerprint_of(model: Any) -> str:
+    """What tells the base of an adapted model apart: a sha256 of names, shapes and some values of each tensor.
+
+    Values are taken as bfloat16, so that it does not matter in which type the model was loaded.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            continue
+        flat = parameter.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // SAMPLED)].to(torch.bfloat16).contiguous().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_adapted(model: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 from rerank.errors import DataError, InputError, nearest
 from rerank.models.language.prompt_tokens import Naming, PromptTokenizer
@@ -44,10 +44,13 @@ class Reading:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Reading:
         """The settings in a table; a wrong one is an InputError that names it."""
+        if not isinstance(table, Mapping):
+            raise InputError(f"how lists are read is a table of settings such as {{'window': 20}}, not {table!r:.80}")
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(table) - known)
+        unknown = [name for name in table if name not in known]
         if unknown:
-            raise InputError(f"{unknown[0]!r} is no setting of how lists are read{nearest(unknown[0], sorted(known))}")
+            hint = nearest(str(unknown[0]), sorted(known))
+            raise InputError(f"{unknown[0]!r} is no setting of how lists are read{hint}")
         settings = dict(table)
         if "windowing" in table:
             settings["windowing"] = windowing_of(table["windowing"])
@@ -57,6 +60,10 @@ class Reading:
             value = settings.get(name, 2)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(settings.get("chat", False), bool):
+            raise InputError(f"chat must be true or false, not {settings['chat']!r}")
+        if settings.get("naming", "letters") not in get_args(Naming):
+            raise InputError(f"naming must be one of {', '.join(get_args(Naming))}, not {settings['naming']!r}")
         return cls(**settings)
 
 
@@ -70,7 +77,11 @@ def saved_reading(saved: Mapping[str, Any], tokenizer: Any, changes: Mapping[str
         reading = Reading.from_dict(own)
     except (InputError, TypeError) as error:
         raise DataError.at(file, None, f"field 'reading': {error}: save the model anew") from error
-    return Reading.from_dict(reading.as_dict() | dict(changes)) if changes else reading
+    if not changes:
+        return reading
+    if not isinstance(changes, Mapping):
+        raise InputError(f"reading must be a table of settings such as {{'window': 20}}, not {changes!r:.80}")
+    return Reading.from_dict(reading.as_dict() | dict(changes))
 
 
 def windowing_of(value: Any) -> Windowing:
