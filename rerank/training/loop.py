@@ -140,6 +140,8 @@ class _State:
         self.idle = 0
         """Evaluations since the best one."""
         self.began = self.saved = time.monotonic()
+        self.measuring = 0.0
+        """Seconds that the dev lists took."""
         self.ended = False
         self.room = Room(policy, schedule.graph_tokens)
         processes.equal_weights([*policy.parameters(), *policy.buffers()])
@@ -252,7 +254,10 @@ class _State:
         self.context.log.record(**self._names(), **record)
 
     def _measure(self, dev: Dev) -> dict[str, float]:
-        return self.room.fitting(lambda: dev.measure(self.policy), lambda: None, 1, self.where)
+        began = time.monotonic()
+        found = self.room.fitting(lambda: dev.measure(self.policy), lambda: None, 1, self.where)
+        self.measuring += time.monotonic() - began
+        return found
 
     def checkpoint(self) -> None:
         limit, patience, folder = self.schedule.minutes, self.schedule.patience, self.context.folder
@@ -282,6 +287,12 @@ class _State:
         if self.best is not None:
             self.policy.load_state_dict(self.best)
         self.policy.eval()
+        learning = time.monotonic() - self.began - self.measuring
+        if self.context.dev and self.measuring > max(60.0, 2 * learning):
+            self.context.log.say(
+                f"{self.where}: measuring {len(self.context.dev.lists)} dev lists took {self.measuring:.0f} s, learning "
+                f"{learning:.0f} s: fewer of them (dev_lists in [[models]]), a smaller depth, or fewer evaluations save time"
+            )
         if folder is not None:
             processes.by_main(lambda: remove_checkpoints(folder))
         return {
