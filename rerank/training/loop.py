@@ -290,8 +290,8 @@ class _State:
         learning = time.monotonic() - self.began - self.measuring
         if self.context.dev and self.measuring > max(60.0, 2 * learning):
             self.context.log.say(
-                f"{self.where}: measuring {len(self.context.dev.lists)} dev lists took {self.measuring:.0f} s, learning "
-                f"{learning:.0f} s: fewer of them (dev_lists in [[models]]), a smaller depth, or fewer evaluations save time"
+                f"{self.where}: measuring {len(self.context.dev.lists)} dev lists took {self.measuring:.0f} s, the rest "
+                f"{learning:.0f} s; fewer of them (dev_lists in [[models]]), less depth or fewer evaluations save time"
             )
         if folder is not None:
             processes.by_main(lambda: remove_checkpoints(folder))
