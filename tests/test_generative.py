@@ -13,13 +13,14 @@ from hostile_prompts import answer_text, faults_on, hostile_lists
 from rerank.engine.batching import score_items
 from rerank.errors import InputError, TrainingError
 from rerank.models.language.answering import LEAST_GAP, Answering, Writing
+from rerank.models.language.decoding import Pace, _agrees
 from rerank.models.language.generative import GenerativePolicy, GenerativeScorer
 from rerank.models.language.listwise import ListwiseScorer
 from rerank.models.language.permutations import Free, Grammar, Permutation, Writer
 from rerank.models.language.reading import Reading
 from rerank.models.policy import rerank_lists
 from rerank.prompting.prompts import Prompt
-from rerank.prompting.windows import Sliding
+from rerank.prompting.windows import Disjoint, Sliding
 from rerank.testing import check_policy, toy_lists
 from rerank.types import CandidateList
 
@@ -27,11 +28,12 @@ BARE = Prompt(instruction="", request="", fenced=False)
 TOKENIZER = tiny.tokenizer()
 # "11" is the beginning of two others, and two of them have two tokens.
 LONG_NAMES = ["11", "112", "1134", "2"]
+TWELVE_NAMES = [*LONG_NAMES, "3", "45678", "6", "7", "88123", "999", "10", "5"]
 
 
 def policy(kind="qwen3", naming="numbers", window=6, sharp=6.0, budget=None, windowing=None, **writing):
     """A tiny model whose preferences are `sharp` times those of random weights."""
-    model = tiny.model(kind, hidden=32)
+    model = tiny.other_model(kind) if kind in tiny.OTHERS else tiny.model(kind, hidden=32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(sharp)
     reading = Reading(
@@ -41,10 +43,10 @@ def policy(kind="qwen3", naming="numbers", window=6, sharp=6.0, budget=None, win
     return GenerativePolicy(scorer, budget).eval()
 
 
-def with_long_names(made):
+def with_long_names(made, names=LONG_NAMES):
     prompts = made.scorer.prompts
-    prompts.names = LONG_NAMES
-    prompts.name_ids = [tuple(TOKENIZER(name, add_special_tokens=False)["input_ids"]) for name in LONG_NAMES]
+    prompts.names = names
+    prompts.name_ids = [tuple(TOKENIZER(name, add_special_tokens=False)["input_ids"]) for name in names]
     made.scorer.answering = Answering(prompts, made.scorer.writing)
     return made
 
@@ -108,6 +110,21 @@ def test_places_that_are_not_asked_for_follow_in_first_stage_order():
     assert order[2:] == sorted(order[2:])
 
 
+def test_what_an_answer_leaves_out_follows_in_first_stage_order_also_in_windows_that_are_shuffled():
+    made, shown = policy(places=2, window=4, windowing=Disjoint(2)), []
+    scores_of = made._scores
+    made._scores = lambda writer, window: shown.append((window, scores_of(writer, window))) or shown[-1][1]
+    made.scores(lists_of(12))
+    orders = [[i for _, i in sorted(zip(scores, window, strict=True), reverse=True)] for window, scores in shown]
+    assert all(order[2:] == sorted(order[2:]) for order in orders)
+    assert any(
+        [i for i in window if i in order[2:]] != order[2:] for (window, _), order in zip(shown, orders, strict=True)
+    )
+    free = policy(constrained=False)
+    assert free.read(chosen(free, "2]</s>"), 3) == ((1, 0, 2), False)
+    assert free.read(chosen(free, "2]</s>"), 3, (7, 1, 4)) == ((1, 2, 0), False)
+
+
 @pytest.mark.parametrize("naming", ["numbers", "letters"])
 def test_no_text_can_make_an_answer_malformed(naming):
     made = policy(naming=naming, window=20)
@@ -150,6 +167,19 @@ def test_log_probabilities_are_those_of_passes_token_by_token(kind):
 
 
 @pytest.mark.parametrize("naming", ["numbers", "letters"])
+def test_a_tokenizer_that_puts_blanks_before_texts_writes_answers_without_them(naming):
+    tokenizer = tiny.sentencepiece()
+    model = tiny.model(hidden=32, vocabulary=len(tokenizer))
+    reading = Reading(window=12, naming=naming, prompt=BARE, document_tokens=8, query_tokens=8)
+    made = GenerativePolicy(GenerativeScorer(model, tokenizer, reading, "float32")).eval()
+    [[writer]] = made.drafts(made.scorer.encode(lists_of(12)), None)
+    said = answer_text(made, writer)
+    natural = tokenizer(f"x\n{said}", add_special_tokens=False)["input_ids"]
+    ids = torch.frombuffer(bytearray(writer.prompt), dtype=torch.int32).tolist()
+    assert [*ids[-1:], *writer.fed] == natural[2 : 3 + len(writer.fed)]
+
+
+@pytest.mark.parametrize("naming", ["numbers", "letters"])
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_one_pass_over_what_was_written_gives_the_log_probabilities_of_writing_it(kind, naming):
     made, lists = policy(kind, naming, window=12), lists_of(2, 12, 5, 1)
@@ -166,6 +196,59 @@ def test_draws_do_not_depend_on_what_shares_a_batch():
     assert (rollouts[0].log_probs - rollouts[1].log_probs).abs().max() < 1e-5
     scores = [policy(budget=b).scores(lists) for b in (100_000, 150)]
     assert torch.allclose(scores[0], scores[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3", "gpt_neo", "gpt_neox", "gpt2", "lfm2"])
+@torch.no_grad()
+def test_prompts_of_unequal_length_beyond_an_attention_window_are_written_to_as_each_alone(kind):
+    made, lists = with_long_names(policy(kind, window=12, sharp=1.0), TWELVE_NAMES), lists_of(2, 12, 5, 11)
+    lengths = [len(item) for item in made.scorer.encode(lists)]
+    assert min(lengths) > 24 and len(set(lengths)) == 4
+    rollout = made.sample(lists, 5, torch.Generator().manual_seed(0))
+    assert (made.log_probs(lists, rollout.rankings) - rollout.log_probs).abs().max() < 1e-4
+    assert rollout.log_probs.std() > 0.1
+    for candidates, scores in zip(lists, made.scores(lists), strict=True):
+        alone = made.scores([candidates])[0]
+        assert torch.allclose(scores[: len(candidates)], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pace"),
+    [
+        *((kind, Pace.ALL) for kind in ("qwen3", "llama", "gpt2", "gpt_neox")),
+        *((kind, Pace.EVEN) for kind in ("mistral", "gemma2", "gemma3", "gpt_neo", "lfm2")),
+    ],
+)
+def test_rows_read_each_its_own_only_where_attention_sees_all(kind, pace):
+    assert policy(kind).scorer.pace is pace
+
+
+@torch.no_grad()
+def test_both_paces_write_the_same_where_attention_sees_all():
+    made, lists = with_long_names(policy(window=12), TWELVE_NAMES), lists_of(2, 12, 5)
+    found = []
+    for made.scorer.pace in Pace:
+        found.append(made.sample(lists, 5, torch.Generator().manual_seed(0)))
+    assert torch.equal(found[0].rankings, found[1].rankings)
+    assert torch.allclose(found[0].log_probs, found[1].log_probs, atol=1e-4)
+
+
+def test_the_trial_tells_a_model_that_padding_leads_astray():
+    following = policy("lfm2").scorer.following
+    assert not _agrees(following, Pace.ALL) and _agrees(following, Pace.EVEN)
+
+
+def test_a_model_that_cannot_go_on_from_what_it_read_is_refused_and_ranks_in_one_pass():
+    with pytest.raises(InputError, match=r"MambaForCausalLM cannot go on writing.*use kind = 'listwise'"):
+        policy("mamba")
+    lists = lists_of(2, 6, 4)
+    reading = Reading(window=6, prompt=BARE, document_tokens=8, query_tokens=8)
+    scorer = ListwiseScorer(tiny.other_model("mamba"), TOKENIZER, reading, "float32").eval()
+    with torch.no_grad():
+        together = scorer.logits(scorer.encode(lists)).split([2, 6, 4])
+        for candidates, logits in zip(lists, together, strict=True):
+            assert torch.allclose(scorer.logits(scorer.encode([candidates])), logits, atol=1e-4)
+    assert together[1].std() > 0.05
 
 
 def test_padding_comes_last_in_rankings_of_lists_of_unequal_length():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_language_models import folder_of, model, numbers, settings_of, tokenizer
+from tiny_language_models import folder_of, model, numbers, other_model, settings_of, tokenizer
 
 from rerank.engine.gradient_cache import backward
 from rerank.errors import DataError, InputError, Mismatch, MissingDependency, NotFound
@@ -81,6 +81,52 @@ def test_a_head_that_does_more_than_multiply_is_asked_through_the_whole_model():
 def _halved(out):
     out.logits = out.logits / 2
     return out
+
+
+def with_large_logits(network, items, size=22):
+    """The model in bfloat16 with `size` added to each logit after the first item, as pretrained models have them."""
+    ids = torch.from_numpy(np.frombuffer(items[0].ids, dtype=ID).astype(np.int64))[None]
+    with torch.no_grad():
+        hidden = network.base_model(ids).last_hidden_state[0, -1]
+        network.get_output_embeddings().weight.add_(size * hidden / hidden.square().sum())
+    return network.to(torch.bfloat16)
+
+
+def test_scores_of_large_logits_do_not_tie_in_bfloat16():
+    items = scorer(window=20).encode(numbers(1, n=20))
+    one = ListwiseScorer(with_large_logits(model(), items), tokenizer(), reading(20), "bfloat16").eval()
+    assert one.following.direct
+    found = one.logits(items)
+    assert float(found.detach().mean()) > 16
+    assert len(found.unique()) == 20
+    found.var().backward()
+    rows = one.model.get_output_embeddings().weight.grad.abs().sum(1).nonzero()[:, 0]
+    assert rows.tolist() == sorted(one.names.tolist())  # the head learns through its rows of the names
+
+
+def test_a_soft_cap_is_put_on_logits_that_are_in_float32():
+    network = other_model("gemma2")
+    network.config.final_logit_softcapping = 2.0
+    one = ListwiseScorer(network, tokenizer(), reading(), "float32").eval()
+    assert one.following.direct
+    [item] = one.encode(LISTS[:1])
+    ids = torch.from_numpy(np.frombuffer(item.ids, dtype=ID).astype(np.int64))[None]
+    with torch.no_grad():
+        wanted = network(ids).logits[0, -1, one.names[:3]]
+        torch.testing.assert_close(one.logits([item]), wanted, atol=1e-5, rtol=1e-5)
+    assert float(wanted.abs().max()) > 0.5  # where the cap bends
+
+
+def test_a_head_with_adapters_is_asked_through_the_whole_model():
+    peft = pytest.importorskip("peft", reason="needs the extra lora")
+    network = model()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["lm_head"]), network)
+    assert not ListwiseScorer(network, tokenizer(), reading(), "float32").following.direct
+
+
+def test_a_model_that_reads_in_both_directions_is_refused():
+    with pytest.raises(InputError, match="RobertaForCausalLM reads in both directions"):
+        ListwiseScorer(other_model("roberta"), tokenizer(), reading(), "float32")
 
 
 def test_it_is_a_policy_by_contract():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_language_models import SPECIAL, tokenizer
+from tiny_language_models import SPECIAL, merging, sentencepiece, tokenizer
 
 from rerank.errors import InputError
+from rerank.models.language.permutations import grammar_of
 from rerank.models.language.prompt_tokens import PromptTokenizer, name_ids, names_of
 from rerank.models.texts import ID
 from rerank.prompting.prompts import Prompt, joined, mark_of, pieces
@@ -96,6 +97,63 @@ def test_tokens_of_a_prompt_decode_to_its_text_and_end_where_the_first_name_is_d
     assert found == joined(pieces("what is tea", TEXTS, prompts.names, Prompt())) + "\n["
 
 
+TOKENIZERS = {
+    "bytes": tokenizer,
+    "merging": merging,
+    "blank first": lambda: sentencepiece("first"),
+    "blank always": lambda: sentencepiece("always"),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("naming", ["letters", "numbers"])
+def test_structure_is_tokenized_as_in_the_whole_text_whatever_the_tokenizer(kind, naming):
+    made = TOKENIZERS[kind]()
+    prompts = PromptTokenizer(made, 12, 64, naming=naming)
+    listed_texts = [f"text {i}" for i in range(12)]
+    ids = ids_of(prompts.encode([listed(*listed_texts)])[0])
+    message = joined(pieces("what is tea", listed_texts, prompts.names, Prompt())) + "\n["
+    assert made.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == message
+    whole = made(message, add_special_tokens=False)["input_ids"]
+    mark = mark_of("what is tea", listed_texts)
+    for i, name in enumerate(prompts.names):
+        context = made(f"{i}\n[{name}] {mark}\n", add_special_tokens=False)["input_ids"]
+        around = context[len(made(f"{i}", add_special_tokens=False)["input_ids"]) :]
+        assert holds(whole, around) or i == 0  # a blank line stands before the first
+        assert holds(ids, around) or i == 0
+        assert holds(around, prompts.name_ids[i])
+    end = made(f"x\n{Prompt().request.format(n=12, form='x', mark='')}\n[", add_special_tokens=False)["input_ids"]
+    assert ids[-12:] == whole[-12:] == end[-12:]
+    grammar = grammar_of(made, prompts.names, prompts.name_ids)
+    answer = made("x\n[" + "] > [".join(prompts.names) + "]", add_special_tokens=False)["input_ids"]
+    flat = [token for ids in grammar.names for token in (*ids, *grammar.between)][: -len(grammar.between)]
+    assert answer[-len(flat) - len(grammar.close) :] == [*flat, *grammar.close]
+
+
+def holds(ids, part):
+    return any(ids[i : i + len(part)] == list(part) for i in range(len(ids)))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_answer_is_not_opened_for_models_that_think_first(chat):
+    made = tokenizer(chat)
+    plain, thoughtful = (
+        ids_of(PromptTokenizer(made, 4, 8, chat=chat, thinking=t).encode([listed("a")])[0]) for t in (0, 1)
+    )
+    assert made.decode(plain) == made.decode(thoughtful) + ("[" if chat else "\n[")
+
+
+def test_a_blank_between_a_chats_words_and_ours_is_a_part_of_ours():
+    made = sentencepiece()
+    made.chat_template = "[INST] {{ messages[0].content }} [/INST]"
+    ids = ids_of(
+        PromptTokenizer(made, 4, 8, chat=True, prompt=Prompt(instruction="Rank", fenced=False)).encode([listed("a")])[0]
+    )
+    natural = made("[INST] Rank", add_special_tokens=False)["input_ids"]
+    assert ids[: len(natural)] == natural
+    assert made.decode(ids).endswith("nothing else. [/INST][")
+
+
 def test_names_are_single_tokens_all_of_them_different():
     tokens = tokenizer()
     names = names_of(tokens, 52, "letters")
@@ -138,6 +196,10 @@ def test_a_chat_template_keeps_its_own_special_tokens_and_no_one_elses():
         "{% for m in messages %}{{ m.content.__init__.__globals__ }}{% endfor %}",
         "{{ raise_exception('no') }}",
         "{% for m in messages %}",
+        "{{ 1/0 }}",
+        "{% for i in range(1000000) %}x{% endfor %}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{{ messages[0].content.foo.bar }}",
     ],
 )
 def test_a_template_that_reaches_for_more_than_words_is_refused(template):

@@ -16,8 +16,7 @@ from typing import Any, final
 
 from rerank.errors import DataError, InputError
 from rerank.models.language.permutations import Choice, Free, Permutation, Turn, Writer, Written, grammar_of
-from rerank.models.language.prompt_tokens import PromptItem, PromptTokenizer
-from rerank.models.texts import ID
+from rerank.models.language.prompt_tokens import PromptItem, PromptTokenizer, within
 from rerank.prompting.answers import read_answer
 from rerank.types import CandidateList
 
@@ -32,9 +31,15 @@ TAIL = 16
 """Tokens in which an opening is looked for: no tokenizer needs more for one."""
 
 
-def falling_scores(permutation: Permutation, writer: Writer) -> list[float]:
-    """The score of each candidate; they fall along the order that `writer` wrote by taking the most likely tokens."""
-    order, gaps, first = permutation.whole_order, [LEAST_GAP] * len(permutation.whole_order), 0.0
+def _repaired(order: Sequence[int], named: int, window: Sequence[int] | None) -> tuple[int, ...]:
+    """An order whose first `named` were named, the others by their places `window` in the first stage."""
+    rest = order[named:] if window is None else sorted(order[named:], key=lambda i: window[i])
+    return (*order[:named], *rest)
+
+
+def falling_scores(permutation: Permutation, writer: Writer, order: Sequence[int]) -> list[float]:
+    """The score of each candidate; they fall along `order`, which `writer` wrote by taking the most likely tokens."""
+    gaps, first = [LEAST_GAP] * len(order), 0.0
     again = Permutation(permutation.grammar, range(len(order)), permutation.places)
     again.begin()
     for choice, weights in zip(writer.choices, writer.weighed, strict=True):
@@ -101,8 +106,6 @@ class Answering:
     def __init__(self, prompts: PromptTokenizer, writing: Writing) -> None:
         self.prompts, self.writing, self.tokenizer = prompts, writing, prompts.tokenizer
         self.grammar = grammar_of(prompts.tokenizer, prompts.names, prompts.name_ids)
-        # What a prompt ends with, which is for the model to come to where it thinks first.
-        self._opened = len(self._tokens("[" if prompts.chat else LEAD)) * ID.itemsize
         stops = {self.tokenizer.eos_token_id, *self._ends_of_turn()}
         self.stops = frozenset(token for token in stops if token is not None)
         self._brackets: dict[int, int] = {}
@@ -139,10 +142,7 @@ class Answering:
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PromptItem]:
         """One prompt for each list; before a thought it does not open the answer."""
-        items = self.prompts.encode(lists)
-        if not self.writing.thinking:
-            return items
-        return [PromptItem(item.ids[: -self._opened], item.width) for item in items]
+        return self.prompts.encode(lists)
 
     def writer(self, item: PromptItem, noise: Sequence[float] = ()) -> Writer:
         """An answer to a prompt that is yet to be written; drawn with `noise`, or greedy without."""
@@ -188,17 +188,23 @@ class Answering:
         choices = tuple(Choice(start + i, (token,), 0, True, place, place) for i, (token, place) in enumerate(chosen))
         return Written(item.ids + Writer.packed(tokens[:-1]), choices)
 
-    def read(self, writer: Writer, n: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """(the order of all n candidates that an answer says, what is wrong with it)."""
+    def read(
+        self, writer: Writer, n: int, window: Sequence[int] | None = None
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """(the order of all n candidates that an answer says, what is wrong with it).
+
+        What it leaves out follows by the places `window` of the candidates in the first stage (None: as they come).
+        """
         if isinstance(writer.answer, Permutation):
-            return writer.answer.whole_order, ()
+            return _repaired(writer.answer.whole_order, len(writer.answer.order), window), ()
         said = self.tokenizer.decode(writer.fed, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         answer = read_answer(said if self.writing.thinking else f"[{said}", self.prompts.names[:n])
+        order = _repaired(answer.order, answer.named, window)
         if self.writing.places is None or n <= self.writing.places:
-            return answer.order, answer.faults
+            return order, answer.faults
         # Where a part of the places is asked for, the others are not missing.
         enough = answer.named >= self.writing.places
-        return answer.order, tuple(fault for fault in answer.faults if not (enough and fault == "missing"))
+        return order, tuple(fault for fault in answer.faults if not (enough and fault == "missing"))
 
     # ------------------------------------------------------------------------------------------------- free text's ends
     def _opens(self, tokens: Sequence[int]) -> bool:
@@ -215,10 +221,11 @@ class Answering:
         )
 
     def _after_thought(self, ended: bool) -> tuple[int, ...]:
-        return self._tokens(LEAD) if ended else self._closed_thought()
+        return within(self.tokenizer, LEAD) if ended else self._closed_thought()
 
     def _closed_thought(self) -> tuple[int, ...]:
-        return (*self._tokens(OPENINGS[0]), *self._tokens(LEAD)) if self.writing.thinking else ()
+        parts = (OPENINGS[0], LEAD) if self.writing.thinking else ()
+        return tuple(token for part in parts for token in within(self.tokenizer, part))
 
     def _place(self, n: int) -> Any:
         def place(tokens: Sequence[int]) -> int:
@@ -236,6 +243,3 @@ class Answering:
         """The tokens with which chat models end what they say."""
         known = self.tokenizer.get_vocab()
         return [known[mark] for mark in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>") if mark in known]
-
-    def _tokens(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

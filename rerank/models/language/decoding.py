@@ -2,109 +2,221 @@
 
     prompts -> keys and values -> a row for each answer -> choose -> read what was chosen, with what follows -> ...
 
-Rows choose together and read together, each at its own length: a row that has less to read is padded, and the padding
-masked for good, with positions counted without it. What follows from a choice (a separator, the rest of a name) is read
-with it, in one pass. Rows that are done are dropped. Which answers share a batch changes no draw: each row has its own
-random numbers.
+Prompts of unequal length are padded on the left, so that the tokens of a row stand together: a sliding window counts
+columns, padding and all, and a recurrent state takes in whatever comes by. What follows from a choice (a separator, the
+rest of a name) is read with it, in one pass, as far as the model allows (`Pace`). Rows that are done are dropped. Which
+answers share a batch changes no draw: each row has its own random numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
+from inspect import signature
 from typing import final
 
 import torch
 from torch import Tensor
 
-from rerank.errors import TrainingError
-from rerank.models.language.next_tokens import NextTokens, padded_ids
+from rerank.errors import InputError, TrainingError
+from rerank.models.language.next_tokens import FAILURES, NextTokens, padded_ids
 from rerank.models.language.permutations import Choice, Writer
 
 
-def option_log_probs(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
-    """The log-probabilities [sum of options] of all options of each choice, from the logits [P, vocabulary] there."""
+class Pace(Enum):
+    """How many of the tokens that rows have yet to read they read in one pass."""
+
+    ALL = "all"
+    """Each its own, and those that have less are padded: padding then stands between a row's tokens, masked for good,
+    with positions counted without it. Right where attention sees all that is not masked, and goes by positions."""
+    EVEN = "even"
+    """As many as the row that has fewest, so that nothing ever stands between tokens; rows choose when they are ready.
+    Three times as many passes where names have one token or two; as many where all have one."""
+
+
+def option_log_probs(following: NextTokens, states: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """The log-probabilities [sum of options] of all options of each choice, from the states [P, *] there."""
     widest = max(len(choice.options) for choice in choices)
     columns = torch.tensor([[*c.options, *[c.options[0]] * (widest - len(c.options))] for c in choices])
     real = torch.arange(widest) < torch.tensor([len(c.options) for c in choices])[:, None]
-    real = real.to(logits.device)
-    found = logits.gather(1, columns.to(logits.device))
+    real = real.to(states.device)
+    found = _weighed(following, states, columns)
     total = found.masked_fill(~real, -torch.inf).logsumexp(1)
-    whole = torch.tensor([i for i, c in enumerate(choices) if c.whole], device=logits.device, dtype=torch.long)
+    whole = torch.tensor([i for i, c in enumerate(choices) if c.whole], device=states.device, dtype=torch.long)
     if len(whole):
-        total = total.index_copy(0, whole, logits[whole].logsumexp(1))
+        total = total.index_copy(0, whole, following.logits(states[whole]).logsumexp(1))
     return (found - total[:, None])[real]
 
 
+def _weighed(following: NextTokens, states: Tensor, columns: Tensor) -> Tensor:
+    """The logits [P, W] of the tokens `columns` [P, W]; the head is asked about each distinct one of them."""
+    asked, place = columns.unique(return_inverse=True)
+    return following.logits(states, asked).gather(1, place.to(states.device))
+
+
+def pace_of(following: NextTokens) -> Pace:
+    """The quickest pace at which a model writes with the probabilities that one pass over the text gives.
+
+    It is tried out on two short made-up texts. A window is longer than they are; but `Pace.EVEN` cannot go wrong by it.
+    """
+    was_training = following.model.training
+    following.model.eval()
+    try:
+        for pace in Pace:
+            if (pace is not Pace.ALL or _sees_all(following)) and _agrees(following, pace):
+                return pace
+    finally:
+        following.model.train(was_training)
+    raise InputError(
+        f"{type(following.model).__name__} cannot go on writing from what it has read (no keys and values that rows "
+        "can be chosen from): use kind = 'listwise', which reads each prompt in one pass"
+    )
+
+
+def _sees_all(following: NextTokens) -> bool:
+    """Whether attention has no window, as far as the configuration says."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    config = following.model.config.get_text_config()
+    windows = {name: value for name, value in config.to_dict().items() if name.endswith(("window", "window_size"))}
+    if any(isinstance(value, int | list) and not isinstance(value, bool) for value in windows.values()):
+        return False  # GPT-Neo has one and keeps its cache whole
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+@final
+class _Trial:
+    """A turn of three choices among some tokens, each with more or fewer tokens that follow from it."""
+
+    def __init__(self, options: Sequence[int], following: Sequence[int]) -> None:
+        self._options, self._following = tuple(options), list(following)
+        self.place = 0
+
+    @property
+    def done(self) -> bool:
+        return not self._following
+
+    def begin(self) -> tuple[int, ...]:
+        return self._options[: self._following.pop(0)]
+
+    def options(self) -> tuple[int, ...]:
+        return self._options
+
+    def take(self, token: int) -> tuple[int, ...]:
+        return (token, *self._options[: self._following.pop(0)])
+
+
 @torch.no_grad()
-def write(following: NextTokens, writers: Sequence[Writer]) -> None:
+def _agrees(following: NextTokens, pace: Pace) -> bool:
+    """Whether rows that read more and less at a time are written as one pass over each gives it."""
+    options = following.made_up(1, 40)[0, 25:].unique().tolist()
+    prompts = [Writer.packed(following.made_up(1, n)[0].tolist()) for n in (15, 6, 15)]
+    trials = [_Trial(options, after) for after in ((0, 9, 1, 0), (3, 0, 4, 0), (0, 0, 6, 0))]
+    writers = [Writer(prompt, [trial]) for prompt, trial in zip(prompts, trials, strict=True)]
+    try:
+        write(following, writers, pace)
+    except FAILURES:
+        return False
+    stepwise = torch.tensor([weights for writer in writers for weights in writer.weighed])
+    at_once = []
+    for written in (writer.written() for writer in writers):
+        ids, mask = padded_ids([written.ids], following.pad_id, following.device)
+        at = torch.tensor([choice.at for choice in written.choices], device=following.device)
+        read = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        states = following.states(torch.zeros_like(at), at, read)
+        at_once.append(option_log_probs(following, states, written.choices).reshape(len(at), -1).cpu())
+    wanted = torch.cat(at_once)
+    # In 16 bits a pass of another shape rounds in another way; a model that loses track is off by all there is.
+    coarse = 1e-3 if next(following.model.parameters()).dtype == torch.float32 else 0.2
+    return float((stepwise - wanted).norm()) <= coarse * float((wanted - wanted.mean(1, keepdim=True)).norm()) + 1e-4
+
+
+@torch.no_grad()
+def write(following: NextTokens, writers: Sequence[Writer], pace: Pace) -> None:
     """Nothing; every writer is done."""
     open_writers = [writer for writer in writers if not writer.done]
     if not open_writers:
         return
-    reading = _Reading(following, open_writers)
+    reading = _Reading(following, [writer.prompt for writer in open_writers], pace)
+    reading.take([writer.read() for writer in open_writers])
     while open_writers:
-        choose(reading.logits, open_writers)
+        ready = reading.ready()
+        if ready:
+            choose(following, reading.states[ready], [open_writers[i] for i in ready])
         kept = [i for i, writer in enumerate(open_writers) if not writer.done]
         open_writers = [open_writers[i] for i in kept]
         if open_writers:
             reading.keep(kept)
-            reading.read([writer.read() for writer in open_writers])
+            reading.take([writer.read() for writer in open_writers])
+            reading.read()
 
 
 @final
 class _Reading:
-    """What has been read of each row: keys and values, which of them are real, and what follows."""
+    """What has been read of each row: keys and values, which of them are real, and what the model makes of it."""
 
-    def __init__(self, following: NextTokens, writers: Sequence[Writer]) -> None:
+    def __init__(self, following: NextTokens, prompts: Sequence[bytes], pace: Pace) -> None:
         from transformers import DynamicCache
 
-        self.following, self.device = following, next(following.model.parameters()).device
+        self.following, self.pace = following, pace
+        known = signature(following.model.base_model.forward).parameters
+        self.cache_name = "cache_params" if "cache_params" in known else "past_key_values"
         self.cache = DynamicCache(config=following.model.config)
-        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(writer.prompt for writer in writers))}
-        ids, mask = padded_ids(list(prompts), following.pad_id, self.device)
-        self.mask = mask[:, :0]
-        self.logits = self._pass(ids, mask)
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        ids, mask = padded_ids(list(place), following.pad_id, following.device, on_the_left=True)
+        self.mask, self.unread = mask[:, :0], [list[int]() for _ in place]
+        self.states = self._pass(ids, mask, torch.full((len(place),), ids.shape[1] - 1))
         # From here on every answer has a row of its own, those to one prompt beginning with the same.
-        self.keep([prompts[writer.prompt] for writer in writers])
-        first = [writer.read() for writer in writers]
-        if any(first):
-            self.read(first)
+        self.keep([place[prompt] for prompt in prompts])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Nothing; the rows are from here on those that stood at `rows`, in that order."""
         if list(rows) == list(range(len(self.mask))):
             return
-        index = torch.tensor(rows, device=self.device)
-        self.cache.batch_select_indices(index)
-        self.mask, self.logits = self.mask[index], self.logits[index]
+        index = torch.tensor(rows, device=self.following.device)
+        self.cache.reorder_cache(index)
+        self.mask, self.states = self.mask[index], self.states[index]
+        self.unread = [list(self.unread[row]) for row in rows]
 
-    def read(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Nothing; reads the next tokens of each row, at least one of some row."""
-        longest = max(map(len, tokens))
-        ids = torch.tensor([[*row, *[self.following.pad_id] * (longest - len(row))] for row in tokens])
-        real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
-        found = self._pass(ids.to(self.device), real.to(self.device))
-        busy = torch.tensor([bool(row) for row in tokens], device=self.device)
-        self.logits = torch.where(busy[:, None], found, self.logits)
+    def take(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Nothing; rows have these tokens to read too."""
+        for unread, more in zip(self.unread, tokens, strict=True):
+            unread.extend(more)
 
-    def _pass(self, ids: Tensor, real: Tensor) -> Tensor:
-        """The logits [R, vocabulary] after each row's last real token."""
+    def ready(self) -> list[int]:
+        """The rows that have read all they have."""
+        return [row for row, unread in enumerate(self.unread) if not unread]
+
+    def read(self) -> None:
+        """Nothing; reads more of each row, none of which is ready."""
+        waiting = [len(unread) for unread in self.unread]
+        n = max(waiting) if self.pace is Pace.ALL else min(waiting)
+        now, self.unread = [unread[:n] for unread in self.unread], [unread[n:] for unread in self.unread]
+        rows = [Writer.packed(tokens) for tokens in now]
+        ids, real = padded_ids(rows, self.following.pad_id, self.following.device)
+        self.states = self._pass(ids, real, torch.tensor([len(tokens) - 1 for tokens in now]))
+
+    def _pass(self, ids: Tensor, real: Tensor, last: Tensor) -> Tensor:
+        """The states [R, *] after each row's `last` token."""
         positions = self.mask.sum(1, keepdim=True) + real.cumsum(1) - 1
         self.mask = torch.cat([self.mask, real], 1)
         read = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions.clamp(min=0)}
-        rows, last = torch.arange(len(ids), device=self.device), (real.sum(1) - 1).clamp(min=0)
-        return self.following(rows, last, {**read, "past_key_values": self.cache, "use_cache": True})
+        rows = torch.arange(len(ids), device=ids.device)
+        return self.following.states(
+            rows, last.to(ids.device), {**read, self.cache_name: self.cache, "use_cache": True}
+        )
 
 
-def choose(logits: Tensor, writers: Sequence[Writer]) -> None:
-    """Nothing; each writer takes a token by the logits [R, vocabulary] of what may follow."""
+def choose(following: NextTokens, states: Tensor, writers: Sequence[Writer]) -> None:
+    """Nothing; each writer takes a token by what may follow from its state, of [R, *]."""
     allowed = [writer.options() for writer in writers]
     masked = [i for i, options in enumerate(allowed) if options is not None]
     free = [i for i, options in enumerate(allowed) if options is None]
     if masked:
-        _among(logits, [(i, writers[i], allowed[i] or ()) for i in masked])
+        _among(following, states[masked], [(writers[i], allowed[i] or ()) for i in masked])
     if free:
-        log_p = logits[free].log_softmax(-1)
+        log_p = following.logits(states[free]).log_softmax(-1)
         log_p = log_p.cpu() if log_p.device.type == "mps" else log_p  # which has no float64 to draw with
         picked = _picked(log_p, [writers[i] for i in free])
         chances = log_p.gather(1, picked[:, None])
@@ -113,17 +225,16 @@ def choose(logits: Tensor, writers: Sequence[Writer]) -> None:
             writers[i].take(token, chance)
 
 
-def _among(logits: Tensor, rows: Sequence[tuple[int, Writer, tuple[int, ...]]]) -> None:
+def _among(following: NextTokens, states: Tensor, rows: Sequence[tuple[Writer, tuple[int, ...]]]) -> None:
     """Writers take one of their options."""
-    widest = max(len(options) for _, _, options in rows)
-    columns = torch.tensor([[*options, *[options[0]] * (widest - len(options))] for _, _, options in rows])
-    real = torch.arange(widest) < torch.tensor([len(options) for _, _, options in rows])[:, None]
-    index = torch.tensor([i for i, _, _ in rows], device=logits.device)
-    found = logits[index].gather(1, columns.to(logits.device)).cpu()
+    widest = max(len(options) for _, options in rows)
+    columns = torch.tensor([[*options, *[options[0]] * (widest - len(options))] for _, options in rows])
+    real = torch.arange(widest) < torch.tensor([len(options) for _, options in rows])[:, None]
+    found = _weighed(following, states, columns).cpu()
     _check_finite(found)
     log_p = found.masked_fill(~real, -torch.inf).log_softmax(-1)
-    picked = _picked(log_p, [writer for _, writer, _ in rows]).tolist()
-    for (_, writer, options), at, weights in zip(rows, picked, log_p.tolist(), strict=True):
+    picked = _picked(log_p, [writer for writer, _ in rows]).tolist()
+    for (writer, options), at, weights in zip(rows, picked, log_p.tolist(), strict=True):
         writer.take(options[at], weights[: len(options)])
 
 

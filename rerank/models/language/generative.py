@@ -73,6 +73,7 @@ class GenerativeScorer(Lean):
         self.answering.check_context(context_of(model))
         self.settle()
         self.following = NextTokens(model, tokenizer.pad_token_id or 0)
+        self.pace = decoding.pace_of(self.following)
 
     @property
     def device(self) -> torch.device:
@@ -112,13 +113,13 @@ class GenerativeScorer(Lean):
         rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer.choices], device=self.device)
         at = torch.tensor([choice.at for choice in choices], device=self.device)
         with autocast(self.device, compute_dtype(self.precision, self.device)):
-            found = self.following(rows, at, {"input_ids": ids, "attention_mask": mask, "use_cache": False})
-        return decoding.option_log_probs(found, choices)
+            states = self.following.states(rows, at, {"input_ids": ids, "attention_mask": mask, "use_cache": False})
+        return decoding.option_log_probs(self.following, states, choices)
 
     def write(self, writers: Sequence[Writer]) -> None:
         """Nothing; every writer is done."""
         with autocast(self.device, compute_dtype(self.precision, self.device)):
-            decoding.write(self.following, writers)
+            decoding.write(self.following, writers, self.pace)
 
 
 @final
@@ -175,15 +176,19 @@ class GenerativePolicy(nn.Module):
             self.scorer.write([writer for i in group for writer in blocks[i]])
         return found
 
-    def read(self, writer: Writer, n: int) -> tuple[tuple[int, ...], bool]:
-        """(the order of all n candidates, whether the answer was well formed); counts what was wrong with it."""
-        order, faults = self.scorer.answering.read(writer, n)
+    def read(self, writer: Writer, n: int, window: Window | None = None) -> tuple[tuple[int, ...], bool]:
+        """(the order of all n candidates, whether the answer was well formed); counts what was wrong with it.
+
+        What it leaves out follows in first-stage order, by the places `window` of the candidates that were shown; where
+        these are not known (training shuffles lists), in the order in which they came.
+        """
+        order, faults = self.scorer.answering.read(writer, n, window)
         self.faults["answers"] += 1
         if faults:
             if not self.faults["malformed"]:
                 logger.warning(
-                    "an answer is malformed (%s): what it does not rank follows in first-stage order; from here on "
-                    "this is counted (`policy.faults`)",
+                    "an answer is malformed (%s): what it does not rank follows in first-stage order (in the order "
+                    "shown, where training shuffles); from here on this is counted (`policy.faults`)",
                     ", ".join(faults),
                 )
             self.faults.update(["malformed", *faults])
@@ -206,17 +211,17 @@ class GenerativePolicy(nn.Module):
         def ask(asked: Sequence[tuple[int, Window]]) -> list[list[float]]:
             shown = [lists[i].subset(window) for i, window in asked]
             found = self.drafts(self.scorer.encode(shown), None)
-            return [self._scores(writer, len(c)) for c, [writer] in zip(shown, found, strict=True)]
+            return [self._scores(writer, window) for (_, window), [writer] in zip(asked, found, strict=True)]
 
         windowing, size = self.scorer.windowing, self.scorer.window
         plans = [windowing.plan(len(c), size, key_of("windows", c.query)) for c in lists]
         return torch.tensor([score for row in run_plans(plans, ask) for score in row], device=self.scorer.device)
 
-    def _scores(self, writer: Writer, n: int) -> list[float]:
-        order, _ = self.read(writer, n)
+    def _scores(self, writer: Writer, window: Window) -> list[float]:
+        order, _ = self.read(writer, len(window), window)
         if isinstance(writer.answer, Permutation):
-            return falling_scores(writer.answer, writer)
-        return [-float(order.index(i)) for i in range(n)]
+            return falling_scores(writer.answer, writer, order)
+        return [-float(order.index(i)) for i in range(len(window))]
 
     def all_views(self, lists: Sequence[CandidateList]) -> Tensor:
         """Scores [1, B, N] of lists."""

@@ -82,7 +82,7 @@ class ListwiseScorer(Lean):
         rows = torch.arange(len(items), device=self.device)
         with autocast(self.device, compute_dtype(self.precision, self.device)):
             read = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-            found = self.following(rows, mask.sum(1) - 1, read)
-        scores = found[:, self.names]
+            states = self.following.states(rows, mask.sum(1) - 1, read)
+        scores = self.following.logits(states, self.names)
         widths = torch.tensor([item.width for item in items], device=scores.device)
         return scores[torch.arange(scores.shape[1], device=scores.device) < widths[:, None]]

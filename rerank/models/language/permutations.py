@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, final
 import numpy as np
 
 from rerank.errors import InputError
-from rerank.models.language.prompt_tokens import name_ids
+from rerank.models.language.prompt_tokens import added, name_ids, within
 from rerank.models.texts import ID
 
 
@@ -79,15 +79,12 @@ def grammar_of(tokenizer: Any, names: Sequence[str], ids: Sequence[tuple[int, ..
             "window, or take the other naming"
         )
 
-    def tokens(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     first, second = names[0], names[-1]
-    begun, closed = tokens(f"[{first}"), tokens(f"[{first}]")
-    close = closed[len(begun) :] if closed[: len(begun)] == begun and len(closed) > len(begun) else tokens("]")
-    whole, end = tokens(f"[{first}] > [{second}]"), (*name_ids(tokenizer, second), *close)
+    opened, begun = "x\n[", name_ids(tokenizer, first)
+    close = added(tokenizer, f"{opened}{first}", "]") or within(tokenizer, "]")
+    whole, end = added(tokenizer, opened, f"{first}] > [{second}]") or (), (*name_ids(tokenizer, second), *close)
     fits = whole[: len(begun)] == begun and whole[-len(end) :] == end and len(whole) > len(begun) + len(end)
-    return Grammar(tuple(ids), whole[len(begun) : -len(end)] if fits else tokens("] > ["), close)
+    return Grammar(tuple(ids), whole[len(begun) : -len(end)] if fits else within(tokenizer, "] > ["), close)
 
 
 class Turn(Protocol):

@@ -2,6 +2,10 @@
 
     pieces (prompts.py) -> ids, each document cut to its budget -> [BOS or chat template] + ids + "["
 
+Our own words, names and brackets are tokenized together, up to the next query or document; these stand apart from them,
+so that no text of theirs becomes a part of ours. Tokenizers that put a blank before a text (SentencePiece) put none
+where it stands within another: what they make of a part is what it adds to the text before it (`Within`).
+
 Candidates are called by names that the tokenizer knows as single tokens (A, B, ...): what follows the last bracket is
 then one token, and the logits of the names there are the candidates' scores. Numbers (1, 2, ...), which may be several
 tokens, are for models that write their answer. Special tokens in queries and documents are split; those of a chat
@@ -24,6 +28,9 @@ from rerank.prompting.prompts import Piece, Prompt, pieces
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")
+
+LEADS = ("\n", "x", "1", ")")
+"""What may stand before a text that stands within another: of these, one that it does not merge with."""
 
 Naming = Literal["letters", "numbers"]
 PLACE_HOLDER = "rerank-message-9f1c"
@@ -60,16 +67,54 @@ def names_of(tokenizer: Any, n: int, naming: Naming) -> list[str]:
 
 
 def name_ids(tokenizer: Any, name: str) -> tuple[int, ...]:
-    """The tokens of a name as it stands between brackets, or, where these run into it, of the name alone."""
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    opened, closed, whole = ids("["), ids("]"), ids(f"[{name}]")
-    inner = whole[len(opened) : len(whole) - len(closed)]
-    if inner and whole == (*opened, *inner, *closed):
+    """The tokens of a name as it stands between brackets, or, where these run into it, within any text."""
+    inner = added(tokenizer, "x\n[", name)
+    closed = added(tokenizer, "x\n[", f"{name}]")
+    if inner and closed and len(closed) > len(inner) and closed[: len(inner)] == inner:
         return inner
-    return ids(name)
+    return within(tokenizer, name)
+
+
+def added(tokenizer: Any, before: str, text: str) -> tuple[int, ...] | None:
+    """The tokens that `text` adds to those of `before`; None where it changes these."""
+    start, whole = (tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, before + text))
+    return whole[len(start) :] if whole[: len(start)] == start else None
+
+
+def within(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The tokens of a text that others stand before."""
+    found = (added(tokenizer, lead, text) for lead in LEADS)
+    alone = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return next((ids for ids in found if ids is not None), alone)
+
+
+@final
+class Within:
+    """A tokenizer of texts that stand within others."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.added_tokens_decoder = getattr(tokenizer, "added_tokens_decoder", {})
+        probes = ("x", "A b", "7", "[", "\n[")
+        alone = tokenizer(list(probes), add_special_tokens=False)["input_ids"]
+        self.differs = any(within(tokenizer, text) != tuple(ids) for text, ids in zip(probes, alone, strict=True))
+        """Whether the tokenizer begins a text otherwise than it goes on with one; most do not."""
+
+    def __call__(self, texts: Sequence[str], **how: Any) -> dict[str, list[list[int]]]:
+        """`input_ids` of texts, as tokenizers give them."""
+        found = dict(enumerate(self.tokenizer(list(texts), **how)["input_ids"]))
+        left = list(range(len(texts))) if self.differs else []
+        for lead in LEADS if left else ():
+            start = self.tokenizer(lead, **how)["input_ids"]
+            wholes = self.tokenizer([lead + texts[i] for i in left], **how)["input_ids"]
+            fits = {
+                i: whole[len(start) :] for i, whole in zip(left, wholes, strict=True) if whole[: len(start)] == start
+            }
+            found |= fits
+            left = [i for i in left if i not in fits]
+            if not left:
+                break
+        return {"input_ids": [found[i] for i in range(len(texts))]}
 
 
 def _letters() -> Iterator[str]:
@@ -104,10 +149,14 @@ class PromptTokenizer:
         self.prompt, self.chat, self.naming, self.secret = prompt or Prompt(), chat, naming, secret
         self.names = names_of(tokenizer, window, naming)
         self.name_ids = [name_ids(tokenizer, name) for name in self.names]
-        self._before, self._after = self._frame(thinking)
+        # What opens the answer is a part of our last words; a chat's turn begins with it. Who thinks comes to it later.
+        self._opening = "" if chat or thinking else "\n["
+        self._before, self._blanks, self._after = self._frame(thinking)
         self._room = {"document": document_tokens, "query": query_tokens}
         # One token more than there is room for tells that a text was cut.
-        self._given, self._ours = TextIds(tokenizer, max(self._room.values()) + 1), TextIds(tokenizer, None)
+        inner = Within(self.tokenizer)
+        self._given, self._ours = TextIds(inner, max(self._room.values()) + 1), TextIds(inner, None)
+        self._first = self._ours if chat else TextIds(self.tokenizer, None)
         self._told: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptTokenizer:
@@ -118,9 +167,13 @@ class PromptTokenizer:
         """One item for each list, its candidates shown in the order in which they come."""
         built = [self._pieces(candidates) for candidates in lists]
         given = self._given(piece.text for parts in built for piece in parts if piece.given)
-        ours = self._ours(piece.text for parts in built for piece in parts if piece.kind == "ours")
+        first = self._first(parts[0].text for parts in built)
+        ours = self._ours(piece.text for parts in built for piece in parts[1:] if not piece.given)
         found = [
-            PromptItem(b"".join((self._before, *self._parts(parts, given, ours), self._after)), len(candidates))
+            PromptItem(
+                b"".join((self._before, first[parts[0].text], *self._parts(parts[1:], given, ours), self._after)),
+                len(candidates),
+            )
             for candidates, parts in zip(lists, built, strict=True)
         ]
         self._tell(built, given)
@@ -149,17 +202,18 @@ class PromptTokenizer:
                 f"query {candidates.query_id!r} comes with {len(candidates)} candidates at once; a prompt shows 1 to "
                 f"{self.window} (window): in training lower list_size, else let a windowing strategy split the list"
             )
-        return pieces(candidates.query, candidates.texts, self.names, self.prompt, self.secret)
+        parts = pieces(candidates.query, candidates.texts, self.names, self.prompt, self.secret)
+        merged = [Piece(self._blanks, "ours")]
+        for piece in (*parts, Piece(self._opening, "ours")):
+            if piece.given or merged[-1].given:
+                merged.append(piece)
+            else:
+                merged[-1] = Piece(merged[-1].text + piece.text, "ours")
+        return merged
 
     def _parts(self, parts: Sequence[Piece], given: dict[str, bytes], ours: dict[str, bytes]) -> Iterator[bytes]:
-        names = iter(self.name_ids)
         for piece in parts:
-            if piece.kind == "name":
-                yield _packed(next(names))
-            elif piece.kind == "ours":
-                yield ours[piece.text]
-            else:
-                yield given[piece.text][: self._room[piece.kind] * ID.itemsize]
+            yield given[piece.text][: self._room[piece.kind] * ID.itemsize] if piece.given else ours[piece.text]
 
     def _tell(self, built: Sequence[Sequence[Piece]], given: dict[str, bytes]) -> None:
         for kind, room in self._room.items():
@@ -174,20 +228,18 @@ class PromptTokenizer:
                     *(cut, len(texts), kind, kind, room),
                 )
 
-    def _frame(self, thinking: bool) -> tuple[bytes, bytes]:
-        """What stands before and after every message."""
-        # A chat's turn begins on a line of its own; our own message ends within one.
-        lead = self.tokenizer("[" if self.chat else "\n[", add_special_tokens=False)["input_ids"]
+    def _frame(self, thinking: bool) -> tuple[bytes, str, bytes]:
+        """What stands before every message, the blanks that it begins with, and what stands after it."""
         if not self.chat:
             probe = self.tokenizer("x")["input_ids"]
             bare = self.tokenizer("x", add_special_tokens=False)["input_ids"]
             begin = probe[: len(probe) - len(bare)] if probe[-len(bare) :] == bare else probe[:1]
-            return _packed(begin if begin != bare else ()), _packed(lead)
+            return _packed(begin if begin != bare else ()), "", b""
         before, after = _rendered(self.tokenizer, thinking)
-        return tuple(  # type: ignore[return-value]
-            _packed([*self.tokenizer(text, add_special_tokens=False)["input_ids"], *more])
-            for text, more in ((before, ()), (after, lead))
-        )
+        words = before.rstrip(" ")
+        lead = () if thinking else within(self.tokenizer, "[")
+        started = _packed(self.tokenizer(words, add_special_tokens=False)["input_ids"])
+        return started, before[len(words) :], _packed([*within(self.tokenizer, after), *lead])
 
 
 def _packed(ids: Sequence[int]) -> bytes:
@@ -196,8 +248,6 @@ def _packed(ids: Sequence[int]) -> bytes:
 
 def _rendered(tokenizer: Any, thinking: bool) -> tuple[str, str]:
     """A chat's text before and after what the user says; transformers renders the template in a sandbox."""
-    from jinja2.exceptions import TemplateError
-
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat = true, and the tokenizer has no chat template; leave chat out")
     message = [{"role": "user", "content": PLACE_HOLDER}]
@@ -205,8 +255,9 @@ def _rendered(tokenizer: Any, thinking: bool) -> tuple[str, str]:
         text = tokenizer.apply_chat_template(
             message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"the model's chat template cannot be rendered: {error}; leave chat out") from error
+    except Exception as error:  # a program that came with the model: it fails in any way that it likes
+        kind = type(error).__name__
+        raise InputError(f"the model's chat template cannot be rendered ({kind}: {error}); leave chat out") from error
     before, found, after = text.partition(PLACE_HOLDER)
     if not found or PLACE_HOLDER in after:
         raise InputError("the model's chat template does not show the user's message once, as it is; leave chat out")
