@@ -45,7 +45,9 @@ CollectionText = Annotated[
 ShardText = Annotated[
     str | None, typer.Option("--shard", help="I/N: this part of the queries alone, e.g. 1/4; then `rerank merge`.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do anew what is there, whatever job it is of.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Do anew what is there, and write over it, whatever it is.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the first GPU.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16, float16; onnx: float32, int8.")]
 Window = Annotated[int | None, typer.Option("--window", min=2, help="Language models: candidates in one prompt.")]
@@ -292,7 +294,9 @@ def rank(
     requests: Annotated[
         Path | None, typer.Option("--requests", help="RankLLM requests to rerank; --out is then RankLLM JSON.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The TREC run to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The TREC run to write; of --requests, RankLLM JSON.")
+    ] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Documents to print (10).")] = None,
     probabilities: Annotated[

@@ -16,16 +16,17 @@ from rerank.data import fingerprint
 from rerank.errors import InputError, Mismatch, NotFound, RecipeError, nearest, need
 from rerank.evaluation.measures import parse_measure
 from rerank.models.backbones import backbone_path, is_ranker, language_model, load_cross_encoder, load_encoder
-from rerank.models.encoder import VectorStore
-from rerank.models.language.answering import Writing
+from rerank.models.encoder import VectorStore, named_failures
+from rerank.models.language.answering import Answering, Writing
 from rerank.models.language.generative import AnyPolicy, GenerativePolicy, GenerativeScorer
 from rerank.models.language.listwise import ListwiseScorer
-from rerank.models.language.model import is_language_model
+from rerank.models.language.model import is_language_model, load_tokenizer
 from rerank.models.language.reading import Reading
 from rerank.models.lora import add_lora
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Model, Recipe, Retrieval, TeacherChoice
 from rerank.training.refine import Refine
+from rerank.training.written.meaning import check_cloning, check_refinement
 from rerank.types import CandidateList, Collection, Retriever, Reward, Teacher
 
 if TYPE_CHECKING:
@@ -167,8 +168,15 @@ def check_parts(recipe: Recipe) -> None:
             need("peft", "lora")
         if model.reads_lists:
             _check_reading(model)
+        if model.kind == "generative":
+            _check_written(recipe, model)
         if isinstance(refine.reward, str) and ":" in refine.reward:
             reward_named(recipe.evaluation.measures[0])  # selects on dev in place of a reward of the user's own
+    _check_sources(recipe)
+    _check_teacher(recipe)
+
+
+def _check_sources(recipe: Recipe) -> None:
     for source in (*recipe.data.train, recipe.data.test):
         for path in (source.run, *source.teachers):
             if path is not None and not (recipe.base / path).is_file():
@@ -177,7 +185,6 @@ def check_parts(recipe: Recipe) -> None:
             raise RecipeError("candidates = 'judged' are put in the order of retrieval.retrievers, which is empty")
         if source.run is None and not recipe.retrieval.retrievers:
             raise RecipeError("retrieval.retrievers is empty, and not every source has a run of its own")
-    _check_teacher(recipe)
 
 
 def reading_of(model: Model) -> Reading:
@@ -208,13 +215,45 @@ def writing_of(model: Model) -> Writing:
 def _check_reading(model: Model) -> None:
     where = f"model {model.name!r}" if model.name else "model"
     try:
-        reading_of(model), writing_of(model)
+        reading, writing = reading_of(model), writing_of(model)
+        reading.windowing.plan(2, model.window).close()
+        if writing.places is not None and writing.places > model.window:
+            raise InputError(f"writing.places = {writing.places} is more than the window of {model.window} holds")
+        if not is_language_model(backbone_path(model.backbone)):
+            raise InputError(
+                f"backbone = {model.backbone!r} is no causal language model, which kind = {model.kind!r} needs"
+            )
+        _check_prompts(model, reading, writing)
     except InputError as error:
         raise RecipeError(f"{where}: {error}") from error
-    if not is_language_model(backbone_path(model.backbone)):
-        raise RecipeError(
-            f"{where}: backbone = {model.backbone!r} is no causal language model, which kind = {model.kind!r} needs"
-        )
+
+
+def _check_prompts(model: Model, reading: Reading, writing: Writing) -> None:
+    """Nothing, when a full prompt (and its answer) fits the model; its tokenizer and settings are read, no weights."""
+    from transformers import AutoConfig
+
+    path = backbone_path(model.backbone)
+    tokenizer = load_tokenizer(path)
+    with named_failures(path):
+        context = getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
+    if model.kind == "listwise":
+        reading.prompts(tokenizer).check_context(context)
+    else:
+        Answering(reading.prompts(tokenizer, thinking=writing.thinking > 0), writing).check_context(context)
+
+
+def _check_written(recipe: Recipe, model: Model) -> None:
+    """Nothing, when the stages of a generative model ask for nothing that only models with scores can do."""
+    refine = recipe.refine_of(model)
+    for stage, check in (
+        ("clone", lambda: check_cloning(recipe.clone_of(model))),
+        ("refine", lambda: check_refinement(refine, reward_of(refine))),
+        ("control", lambda: check_cloning(recipe.control_of(model))),
+    ):
+        try:
+            check()
+        except InputError as error:
+            raise RecipeError(f"[{stage}] {error}") from error
 
 
 def _check_refinement(refine: Refine) -> None:

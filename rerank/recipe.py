@@ -83,6 +83,10 @@ ONLY_OF: dict[str, tuple[str, ...]] = {
     ),
 }
 """Settings of `[[models]]` that not every kind has."""
+OF_OTHERS = ("plain_weight", "first_stage_learning_rate", "head_learning_rate", "fit_first_stage")
+"""Settings of stages for what a generative model has not: heads, and first-stage scores beside its own."""
+WITHOUT_SCORES = ("chat", "recorded")
+"""Kinds of teachers whose orderings have no scores."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
 RETRIEVERS = ("bm25", "dense")
 SPOKEN = {int: "an int", float: "a number"}
@@ -237,6 +241,13 @@ class Model:
                 raise RecipeError(
                     f"{where}: {name} = {value!r} is of kind {' or '.join(kinds)}; this model is of kind {self.kind}"
                 )
+        if self.window < 2:
+            raise RecipeError(f"{where}: window = {self.window} must be at least 2 candidates, to be compared")
+        if self.kind == "generative" and self.first_stage == "on":
+            raise RecipeError(
+                f"{where}: first_stage = 'on' adds first-stage scores to a model's own, and a generative model, which "
+                "writes its ranking, has none: leave it out"
+            )
         if not 0 <= self.lora <= 1024:
             raise RecipeError(f"{where}: lora = {self.lora} must be a rank from 0 (none) to 1024; 16 is usual")
 
@@ -266,6 +277,21 @@ class Model:
     def reads_lists(self) -> bool:
         """Whether it is a language model that is shown several candidates at once."""
         return self.kind in READS_LISTS
+
+    def heeds(self, setting: str) -> bool:
+        """Whether a setting of its stages, one of those that some models do without, has an effect."""
+        if setting == "malformed_price":
+            return self.kind == "generative" and not self.writing.get("constrained", True)
+        return self.kind != "generative" or setting not in OF_OTHERS
+
+
+def _why_not(name: str) -> str:
+    """Why a setting of a stage has no effect, and what to do."""
+    if name == "malformed_price":
+        return (
+            "only a generative model with writing = { constrained = false } can write a malformed answer; leave it out"
+        )
+    return "a generative model has neither a head nor first-stage scores beside its own; leave it out"
 
 
 def _changed(model: Model) -> dict[str, Any]:
@@ -335,6 +361,26 @@ class Recipe:
             parse_measure(measure)
         for model in self.models:
             self.clone_of(model), self.refine_of(model), self.control_of(model)
+            self._check_loss(model)
+        self._check_effects()
+
+    def _check_loss(self, model: Model) -> None:
+        if self.clone_of(model).loss == "margin_mse" and self.teacher.kind in WITHOUT_SCORES:
+            raise RecipeError(
+                f"[clone] loss = 'margin_mse' learns by how much a teacher prefers one candidate to another, and a "
+                f"teacher of kind {self.teacher.kind!r} gives an order without scores: take rank_net, list_mle or "
+                "list_net"
+            )
+
+    def _check_effects(self) -> None:
+        """Settings that no model heeds are told, and not passed over; what all models share may be for some of them."""
+        for stage, cls in (("clone", Clone), ("refine", Refine), ("control", Clone)):
+            plain = {f.name: f.default for f in fields(cls)}  # type: ignore[arg-type]
+            tables = [(getattr(self, stage), self.models), *((getattr(m, stage), (m,)) for m in self.models)]
+            for table, models in tables:
+                for name in (*OF_OTHERS, "malformed_price"):
+                    if table.get(name, plain.get(name)) != plain.get(name) and not any(m.heeds(name) for m in models):
+                        raise RecipeError(f"[{stage}] {name} = {table[name]!r} has no effect: {_why_not(name)}")
 
     def _check_controls(self) -> None:
         if isinstance(self.controls, str):
@@ -371,6 +417,8 @@ class Recipe:
         # The control starts exactly where refinement starts: from the clone, with the weights it has.
         # A model that writes has no scores to compare; it is shown the judged order, as it is shown the teacher's.
         shared |= {"loss": "list_mle" if model.kind == "generative" else "lambda_rank", "fit_first_stage": False}
+        if model.kind == "generative":
+            shared |= {"anchor": 0.0, "reset_reference": 0}  # the KL of cloning is that of scores
         if own.get("anchor") == 0:
             shared |= {"reset_reference": 0}  # of the anchor that the control does without
         return _stage(Clone, self._sized(model, {**shared, **own}, "control"), "control")

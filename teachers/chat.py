@@ -7,9 +7,9 @@
 Each answer is a line of the file `answers`, on disk before the next round of its list, and is never asked for again
 while model, messages and sampling settings stay the same. The line holds what the model wrote: it can be read.
 
-An answer that is malformed is asked for once more; what is still malformed is repaired in the order shown, and counted
-by fault. A list in whose windows no candidate was ever named has no ordering: it is left out. Orderings have no
-scores, because a model that writes names has none.
+An answer that is malformed is asked for once more; what is still malformed is repaired in first-stage order (never in
+the order shown, which a strategy may have shuffled), and counted by fault. A list in whose windows no candidate was
+ever named has no ordering: it is left out. Orderings have no scores, because a model that writes names has none.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ class Chat:
         self.prompt = prompt or (REASONED if settings.reasoning else Prompt())
         self.answers = Answers(answers)
         self._windowing = settings.build_windowing()
-        self._windowing.plan(2, settings.window).close()
         self._ledger = Ledger(settings)
         self._tokens = _counter(settings.tokenizer)
         formative = [asdict(self.prompt), *(getattr(settings, name) for name in FORMATIVE)]
@@ -166,7 +165,7 @@ class Chat:
             nonlocal named
             found = answers([message(window) for _, window in windows])
             named += sum(answer.named for answer in found)
-            return [_falling(answer.order) for answer in found]
+            return [_falling(answer, window) for answer, (_, window) in zip(found, windows, strict=True)]
 
         key = int(_digest(candidates.query_id)[:15], 16)
         [scores] = run_plans([self._windowing.plan(len(candidates), self.settings.window, key)], ask)
@@ -221,9 +220,9 @@ class Chat:
             reserved, reply = self._ledger.reserve(tokens_in, limit), None
             try:
                 reply = endpoint.ask(question.body, question.key, wait)
+                self.answers.keep(question, reply)  # first of all: it has been paid for
             finally:
                 self._ledger.settle(reserved, reply, tokens_in, tokens_out)
-            self.answers.keep(question, reply)
             return reply
 
     def _foreseen(self, question: Question) -> tuple[int, int]:
@@ -265,8 +264,9 @@ def shown(text: str, words: int | None = None) -> str:
     return CONTROL.sub(lambda found: f"{found.group()} ", text).encode("utf8", "replace").decode("utf8")
 
 
-def _falling(order: Sequence[int]) -> list[float]:
-    """A score for each place of a window, from its order alone: 0, -1, -2 ..., best first."""
+def _falling(answer: Answer, window: Sequence[int]) -> list[float]:
+    """A score for each place of a window: 0, -1, -2 ... as the answer names them, then the others by first stage."""
+    order = (*answer.order[: answer.named], *sorted(answer.order[answer.named :], key=lambda place: window[place]))
     scores = [0.0] * len(order)
     for rank, i in enumerate(order):
         scores[i] = -float(rank)

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, final
 from urllib.parse import urlsplit
 
@@ -48,6 +49,25 @@ def _check_number(name: str, value: Any, least: int, whole: bool) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < least:
         raise InputError(f"{name} = {value!r} must be {'a whole' if whole else 'a finite'} number of at least {least}")
+
+
+def _check_kinds(settings: ChatSettings) -> None:
+    """Nothing; raises InputError where a setting is no text, table or truth value and should be one."""
+    kinds: dict[str, tuple[type, str]] = {
+        **dict.fromkeys(("model", "windowing"), (str, "a text")),
+        **dict.fromkeys(("windowing_settings", "extra"), (Mapping, "a table, such as { stride = 10 }")),
+        "reasoning": (bool, "true or false"),
+    }
+    for name, (kind, words) in kinds.items():
+        if not isinstance(getattr(settings, name), kind):
+            raise InputError(f"{name} = {getattr(settings, name)!r} must be {words}")
+    variable, folder = settings.key_variable, settings.tokenizer
+    # Names are in capitals, so that a key given here by mistake is refused, and not repeated.
+    if variable is not None and not (isinstance(variable, str) and re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable)):
+        raise InputError("key_variable is the NAME of an environment variable, such as OPENAI_API_KEY, not a key")
+    # Any other name would be looked for on the hub.
+    if folder is not None and not (isinstance(folder, str) and Path(folder).is_dir()):
+        raise InputError(f"tokenizer = {folder!r} is no folder: give the folder of a tokenizer, or leave it out")
 
 
 def _check_json(extra: Any) -> None:
@@ -109,11 +129,9 @@ class ChatSettings:
 
     def __post_init__(self) -> None:
         check_url(self.url)
+        _check_kinds(self)
         if not self.model:
             raise InputError("model is empty: give the name under which the server has it")
-        # Names are in capitals, so that a key given here by mistake is refused, and not repeated.
-        if self.key_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
-            raise InputError("key_variable is the NAME of an environment variable, such as OPENAI_API_KEY, not a key")
         for name, least in (("document_words", 1), ("max_tokens", 1), ("again", 0), ("concurrency", 1), ("retries", 0)):
             _check_number(name, getattr(self, name), least, whole=True)
         for name in ("temperature", "timeout", "first_wait", "price_in", "price_out", "max_cost"):
@@ -129,6 +147,7 @@ class ChatSettings:
         taken = {"model", "messages", "stream", "n", "temperature", "seed", self.limit_name} & set(self.extra)
         if taken:
             raise InputError(f"extra holds {sorted(taken)}: those are settings of their own, or not allowed")
+        self.build_windowing().plan(2, self.window).close()
 
     def build_windowing(self) -> Any:
         """The `Windowing` that the settings name."""

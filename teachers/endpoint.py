@@ -35,6 +35,8 @@ LONGEST_WAIT = 60.0
 LARGEST = 16 * 2**20
 """Bytes of a response that are read."""
 START = "start the server first (for example `vllm serve MODEL --port 8000`, or `ollama serve`)"
+MOST_TOKENS = 10**9
+"""More than any model reads or writes at once: a server that counts more than that has not counted."""
 ADVICE = {
     400: "a prompt that is too long is a smaller window or fewer document_words; another setting may be one that this "
     "server does not know",
@@ -120,7 +122,7 @@ def _text(content: Any) -> str:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 class _Passing(Exception):

@@ -32,7 +32,7 @@ class Counts:
     """Answers with a fault, new or old; `faults` says which ("cut": by the limit of tokens)."""
     faults: Mapping[str, int] = field(default_factory=dict)
     repaired: int = 0
-    """Windows whose best answer was malformed: what it left out follows in the order shown."""
+    """Windows whose best answer was malformed: what it left out follows in first-stage order."""
     useless: int = 0
     """... of them, windows in which no candidate was named."""
     documents_cut: int = 0

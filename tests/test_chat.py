@@ -23,6 +23,7 @@ from rerank.teachers.answered import Answers
 from rerank.teachers.chat import shown
 from rerank.teachers.endpoint import LONGEST_WAIT, Endpoint, read_reply, waiting
 from rerank.teachers.in_order import in_order
+from rerank.teachers.ledger import Ledger
 from rerank.testing import check_teacher, toy_lists
 from rerank.types import CandidateList, Ordering
 
@@ -194,13 +195,24 @@ def test_a_seed_is_another_one_the_second_time():
         assert [body["seed"] for body in stub.bodies] == [3, 4]
 
 
-def test_what_stays_malformed_is_repaired_in_the_order_shown_from_the_answer_that_names_most(caplog):
+def test_what_stays_malformed_is_repaired_in_first_stage_order_from_the_answer_that_names_most(caplog):
     candidates = CandidateList("q", "question", tuple("abcd"), ("1", "2", "3", "4"))
     with Stub(["[3] > [2]", "[4]"]) as stub:
         [ordering], counts = asked(stub, [candidates])
     assert ordering.doc_ids == ("c", "b", "a", "d")
     assert (counts.malformed, counts.repaired, counts.useless) == (2, 1, 0)
     assert "2 malformed (2 missing), 1 windows repaired" in caplog.text
+
+
+@pytest.mark.parametrize("windowing", ["sliding", "disjoint", "tournament", "setwise"])
+def test_what_an_answer_leaves_out_follows_in_first_stage_order_however_it_was_shown(windowing):
+    # A list that fits one window: disjoint windows show it in three shuffled orders.
+    candidates = a_list("q", 8)
+    with Stub(["forgetful"] * 3) as stub:
+        [ordering], counts = asked(stub, [candidates], windowing=windowing, again=0)
+    best = best_first(candidates)[:2]
+    assert counts.repaired == (3 if windowing == "disjoint" else 1)
+    assert ordering.doc_ids == (*best, *(d for d in candidates.doc_ids if d not in best))
 
 
 def test_a_list_in_whose_windows_nothing_was_named_is_left_out_and_never_invented(caplog):
@@ -358,6 +370,28 @@ def test_odd_token_counts_count_as_none():
     assert read_reply(json.dumps(odd).encode(), 0.5) == ("[1]", "", "", None, None, 0.5)
 
 
+def test_a_token_count_that_no_number_can_hold_counts_as_none():
+    usage = f'{{"prompt_tokens": 1{"0" * 400}, "completion_tokens": 3}}'
+    odd = f'{{"choices": [{{"message": {{"content": "[1]"}}}}], "usage": {usage}}}'.encode()
+    assert read_reply(odd, 0.5)[3:5] == (None, 3)
+    with Stub(lambda number, body: "well", usage=(10**400, 20)) as stub:
+        orderings, counts = asked(stub, [a_list("q", 4)], price_in=1.0, price_out=1.0)
+    assert (len(orderings), counts.uncounted) == (1, 1)
+    assert counts.tokens_in < 10**6
+
+
+def test_an_answer_is_kept_before_it_is_paid_for(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OverflowError("whatever goes wrong with the accounts")
+
+    with Stub() as stub:
+        with monkeypatch.context() as patched, pytest.raises(OverflowError):
+            patched.setattr(Ledger, "settle", fails)
+            asked(stub, [a_list("q", 4)], tmp_path / "answers.jsonl")
+        orderings, counts = asked(stub, [a_list("q", 4)], tmp_path / "answers.jsonl")
+        assert (len(orderings), counts.cached, len(stub.bodies)) == (1, 1, 1)
+
+
 def test_content_in_parts_is_joined():
     candidates = a_list("q", 4)
     with Stub(["parts"]) as stub:
@@ -485,6 +519,14 @@ WRONG = [
     ({"windowing": "slidng"}, "did you mean 'sliding'"),
     ({"windowing_settings": {"stride": 20}}, "stride"),
     ({"windowing_settings": {"strid": 2}}, "strid"),
+    ({"windowing_settings": "x"}, "windowing_settings = 'x' must be a table"),
+    ({"windowing_settings": [("stride", 2)]}, "must be a table"),
+    ({"windowing": 5}, "windowing = 5 must be a text"),
+    ({"extra": "x"}, "extra = 'x' must be a table"),
+    ({"reasoning": "yes"}, "reasoning = 'yes' must be true or false"),
+    ({"key_variable": 5}, "NAME of an environment variable"),
+    ({"tokenizer": "nowhere"}, "tokenizer = 'nowhere' is no folder"),
+    ({"tokenizer": "bert-base-uncased"}, "is no folder"),
     ({"document_words": 0}, "document_words = 0"),
     ({"concurrency": 0}, "concurrency = 0"),
     ({"again": -1}, "again = -1"),
@@ -504,7 +546,7 @@ WRONG = [
 @pytest.mark.parametrize(("more", "problem"), WRONG, ids=[str(more) for more, _ in WRONG])
 def test_a_setting_that_is_not_allowed_is_refused_before_any_request(more, problem):
     with pytest.raises(InputError, match=re.escape(problem)):
-        Chat(ChatSettings(**{"url": "http://localhost:1/v1", "model": "m", **more}))
+        ChatSettings(**{"url": "http://localhost:1/v1", "model": "m", **more})
 
 
 # --------------------------------------------------------------------------------------------------------- at once

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import pytrec_eval
 import torch
+from tiny_language_models import folder_of
 
 from rerank import plackett_luce
 from rerank.composition import check_parts, dev_reward_of, reward_named, reward_of
-from rerank.errors import InputError, RerankError
+from rerank.errors import InputError, RecipeError, RerankError
 from rerank.evaluation.measures import parse_measure
 from rerank.lists import batch_of
 from rerank.objective.expected import expected_reward, is_exact
@@ -357,3 +358,99 @@ def test_parts_that_cannot_be_made_are_told_before_any_work(change, says, tmp_pa
 )
 def test_parts_that_can_be_made_pass(change, tmp_path, signed_reward):
     parts(change, tmp_path)
+
+
+# Language models: what cannot work is told before a teacher is asked, who may cost money
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """A language model that reads 1024 tokens."""
+    return folder_of(tmp_path_factory.mktemp("language"), context=1024)
+
+
+def language_parts(settings, kind, base, tmp_path, stages=""):
+    sizes = "" if "document_tokens" in settings else "document_tokens = 4\nwindow = 6\n"
+    model = f'[[models]]\nkind = "{kind}"\nbackbone = "{base}"\n{sizes}query_tokens = 8\n{settings}\n'
+    (tmp_path / "run.trec").write_text("q Q0 d 1 1 x\n")
+    data = '[data]\ntrain = { collection = "a", run = "run.trec" }\ntest = { collection = "b", run = "run.trec" }\n'
+    check_parts(parse_recipe(f'name = "x"\nteacher.kind = "judged"\n{stages}\n{data}{model}', tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["listwise", "generative"])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('windowing = { name = "sliding", stride = 6 }', "stride must be from 1 to 5, below the window of 6"),
+        ('windowing = "slidng"', "did you mean 'sliding'"),
+        ("document_tokens = 200\nwindow = 6", "and the model reads 1024: lower"),
+        ("document_tokens = 4\nwindow = 1", "window = 1 must be at least 2"),
+        ("chat = true", "the tokenizer has no chat template"),
+        ('prompt = { request = "{n:d} {mark}" }', "prompt.request names {n:d}; it may name {mark}, {n} and {form}"),
+        ('prompt = { request = "{mark!z}" }', "prompt.request names {mark!z}"),
+        ('prompt = { instruction = "{mark:>9999999999}" }', "prompt.instruction names {mark:>9999999999}"),
+        ('prompt = { request = "{mark:{n}}" }', "prompt.request names {mark:{n}}"),
+        ('prompt = { request = "{form.upper} {mark}" }', "prompt.request names {form.upper}"),
+    ],
+)
+def test_a_reading_that_cannot_work_is_told_before_any_work(settings, says, kind, language, tmp_path):
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        language_parts(settings, kind, language, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("writing = { thinking = 900 }", "lower window, document_tokens or thinking"),
+        ("writing = { places = 7 }", "writing.places = 7 is more than the window of 6 holds"),
+        ("writing = { thinkin = 5 }", "did you mean 'thinking'"),
+        ('refine = { estimator = "exact" }', "[refine] estimator 'exact' is not for a model that writes its ranking"),
+        ('refine = { utility = "log" }', "[refine] utility 'log' needs exact expectations"),
+        ("refine = { entropy = 0.3 }", "[refine] entropy = 0.3 is a setting of models that give scores"),
+        ("refine = { temperature = 2.0 }", "[refine] temperature = 2.0"),
+        ("refine = { list_clip = 2.0 }", "[refine] list_clip = 2.0"),
+        ("clone = { anchor = 1.0 }", "[clone] anchor = 1.0"),
+        ('clone = { loss = "list_net" }', "[clone] loss 'list_net' is for models that give scores"),
+        ('control = { loss = "lambda_rank" }', "[control] loss 'lambda_rank' is for models that give scores"),
+        ("control = { calibration = 0.5 }", "[control] calibration = 0.5"),
+    ],
+)
+def test_stages_that_a_generative_model_cannot_learn_in_are_told_before_any_work(settings, says, language, tmp_path):
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        language_parts(settings, "generative", language, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("listwise", "refine = { entropy = 0.3 }"),
+        ("generative", 'naming = "numbers"\nwriting = { thinking = 5, places = 6 }'),
+        ("generative", "writing = { constrained = false }\nrefine = { malformed_price = 0.2, anchor = 0.1 }"),
+    ],
+)
+def test_language_models_that_can_be_made_pass(kind, settings, language, tmp_path):
+    language_parts(settings, kind, language, tmp_path)
+
+
+def test_no_weights_are_read_to_check_a_language_model(language, tmp_path):
+    import shutil
+
+    bare = Path(shutil.copytree(language, tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    language_parts("", "listwise", bare, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chat", "says"),
+    [
+        ('extra = "x"', "[teacher.chat] extra = 'x' must be a table"),
+        ('windowing_settings = "x"', "[teacher.chat] windowing_settings = 'x' must be a table"),
+        ("windowing_settings = { stride = 20 }", "[teacher.chat] windowing 'sliding': stride must be from 1 to 19"),
+        ('tokenizer = "nowhere"', "[teacher.chat] tokenizer = 'nowhere' is no folder"),
+        ("window = 1", "[teacher.chat] window must be a whole number of at least 2"),
+    ],
+)
+def test_settings_of_a_chat_teacher_that_cannot_work_are_told_before_any_work(chat, says, tmp_path):
+    table = f'teacher.kind = "chat"\n[teacher.chat]\nurl = "http://localhost:1/v1"\nmodel = "m"\n{chat}'
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        parts(table, tmp_path)

@@ -465,3 +465,73 @@ def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
     path = tmp_path / "bom.toml"
     path.write_text('name = "x"\n[data]\ntrain = "a#train"\ntest = "a#test"\n', encoding="utf-8-sig")
     assert load_recipe(path).name == "x"
+
+
+# What would have no effect
+
+
+def models_of(*tables, top="", stages=""):
+    listed = ", ".join(tables)
+    return f"{top}\nmodels = [{listed}]\n{SMALLEST}{stages}"
+
+
+GENERATIVE = 'kind = "generative", name = "g", backbone = "b"'
+CROSS = '{ name = "c" }'
+
+
+@pytest.mark.parametrize(
+    "setting", ["plain_weight = 0.1", "first_stage_learning_rate = 0.1", "head_learning_rate = 0.1"]
+)
+@pytest.mark.parametrize("stage", ["clone", "refine", "control"])
+def test_settings_of_heads_and_first_stages_are_refused_where_no_model_has_one(stage, setting):
+    name = setting.partition(" ")[0]
+    says = f"[{stage}] {name} = 0.1 has no effect: a generative model has neither a head nor first-stage scores"
+    own = f"{{ {GENERATIVE}, {stage} = {{ {setting} }} }}"
+    assert says in refused(text=models_of(own))
+    assert says in refused(text=models_of(own, CROSS))
+    plain = f"{{ {GENERATIVE} }}"
+    assert says in refused(text=models_of(plain, stages=f"[{stage}]\n{setting}\n"))
+    parse(text=models_of(plain, CROSS, stages=f"[{stage}]\n{setting}\n"))  # shared: the other model heeds it
+    default = {"plain_weight": 0.5, "first_stage_learning_rate": 1e-2, "head_learning_rate": 1e-3}[name]
+    parse(text=models_of(plain, stages=f"[{stage}]\n{name} = {default}\n"))
+
+
+@pytest.mark.parametrize(("stage", "value"), [("clone", "false"), ("refine", "true")])
+def test_fitting_a_first_stage_that_a_model_has_not_is_refused(stage, value):
+    says = f"[{stage}] fit_first_stage = {value.capitalize()} has no effect"
+    assert says in refused(text=models_of(f"{{ {GENERATIVE}, {stage} = {{ fit_first_stage = {value} }} }}"))
+    assert "first_stage = 'on' adds first-stage scores" in refused(
+        text=models_of(f'{{ {GENERATIVE}, first_stage = "on" }}')
+    )
+    parse(text=models_of(f'{{ {GENERATIVE}, first_stage = "off" }}'))
+
+
+def test_a_price_of_malformed_answers_is_refused_where_none_can_be_written():
+    price = "refine = { malformed_price = 0.1 }"
+    says = (
+        "[refine] malformed_price = 0.1 has no effect: only a generative model with writing = { constrained = false }"
+    )
+    assert says in refused(text=models_of(f"{{ {GENERATIVE}, {price} }}"))
+    assert says in refused(text=models_of(f'{{ name = "c", {price} }}'))
+    free = f"{{ {GENERATIVE}, writing = {{ constrained = false }}, {price} }}"
+    recipe = parse(text=models_of(free))
+    assert recipe.refine_of(recipe.models[0]).malformed_price == 0.1
+    assert says in refused(text=models_of(CROSS, top=price))
+    parse(text=models_of(CROSS, free, top=price))
+
+
+@pytest.mark.parametrize("kind", ["chat", "recorded"])
+def test_a_loss_of_margins_needs_a_teacher_with_scores(kind):
+    margins = 'clone = { loss = "margin_mse" }'
+    says = f"a teacher of kind '{kind}' gives an order without scores: take rank_net, list_mle or list_net"
+    assert says in refused(text=models_of(CROSS, top=f'{margins}\nteacher.kind = "{kind}"'))
+    assert says in refused(text=models_of(f'{{ name = "c", {margins} }}', top=f'teacher.kind = "{kind}"'))
+    parse(text=models_of(CROSS, top=f'{margins}\nteacher.kind = "scored"'))
+    parse(text=models_of(CROSS, top=f'control = {{ loss = "margin_mse" }}\nteacher.kind = "{kind}"'))  # of labels
+
+
+def test_the_control_of_a_generative_model_has_no_anchor_which_is_one_of_scores():
+    recipe = parse(text=models_of(f"{{ {GENERATIVE}, refine = {{ anchor = 0.3, reset_reference = 5 }} }}"))
+    assert recipe.refine_of(recipe.models[0]).anchor == 0.3
+    control = recipe.control_of(recipe.models[0])
+    assert (control.anchor, control.reset_reference) == (0.0, 0)

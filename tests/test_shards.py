@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.experiment import reranking, shards
 from rerank.experiment.journal import Journal
 from rerank.experiment.merging import merge_parts
-from rerank.experiment.reranking import Loading, model_digest, rerank_run
+from rerank.experiment.reranking import Loading, model_digest, rerank_requests, rerank_run
 from rerank.experiment.retrieving import retrieve_run
 from rerank.experiment.shards import Shard, sha256_of, summed
 from rerank.models.backbones import load_cross_encoder, load_encoder
@@ -441,13 +442,136 @@ def test_a_killed_process_leaves_no_part_and_the_next_one_goes_on(
     assert 0 < len(scored) <= 9 - done < 9
 
 
-def test_a_killed_rename_is_no_finished_part(ranked, tmp_path):
+def killed(*_):
+    raise Fault
+
+
+def test_a_killed_rename_is_no_finished_part(ranked, tmp_path, monkeypatch):
     # Killed after the part was in place and before its manifest: the journal holds all, nothing is computed again.
-    part = ranked(shard="1/2")
-    part.path.with_name(part.path.name + ".manifest.json").unlink()
+    with monkeypatch.context() as patched, pytest.raises(Fault):
+        patched.setattr(shards, "write_manifest", killed)
+        ranked(shard="1/2")
+    part = tmp_path / "out.trec.shard-1-of-2"
+    before = part.read_bytes()
     with pytest.raises(NotFound, match="has no manifest"):
-        merge_parts([part.path])
+        merge_parts([part])
+    scored = failing_after(-1, monkeypatch)
     assert ranked(shard="1/2").fresh
+    assert (part.read_bytes(), scored) == (before, [])
+
+
+# What is not ours
+
+
+@pytest.mark.parametrize("shard", [None, "2/3"])
+def test_a_file_that_was_not_made_here_is_never_written_over_unasked(shard, ranked, tmp_path, monkeypatch):
+    path = Shard.parse(shard).path(tmp_path / "out.trec")
+    path.write_text("q0 Q0 precious 1 1.0 mine\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(reranking, "load_policy", lambda *a, **k: pytest.fail("a model was loaded"))
+        with pytest.raises(InputError, match=r"is there, and no manifest out.*manifest\.json says.*--overwrite"):
+            ranked(shard=shard)
+    assert path.read_text() == "q0 Q0 precious 1 1.0 mine\n"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert ranked(shard=shard, overwrite=True).fresh
+    assert "precious" not in path.read_text()
+
+
+def test_a_file_that_comes_while_a_job_is_half_done_is_kept_too(ranked, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Fault):
+        failing_after(5, patched)
+        ranked()
+    (tmp_path / "out.trec").write_text("precious")
+    with pytest.raises(InputError, match="is there, and no manifest"):
+        ranked()
+    assert (tmp_path / "out.trec").read_text() == "precious"
+    (tmp_path / "out.trec").unlink()
+    scored = failing_after(-1, monkeypatch)
+    assert ranked().fresh
+    assert len(scored) == 4
+
+
+def test_a_retrieved_run_takes_the_place_of_nothing_that_was_not_retrieved_here(library, tmp_path):
+    out = tmp_path / "bm25.trec"
+    out.write_text("precious")
+    with pytest.raises(InputError, match="is there, and no manifest"):
+        retrieve_run(library, out, BM25)
+    assert out.read_text() == "precious"
+    assert retrieve_run(library, out, BM25, overwrite=True).queries == 9
+
+
+# What a TREC run cannot hold
+
+
+def renamed(library, first, folder, old, new):
+    """(collection, run) in which the id `old` is `new`, as RankLLM requests."""
+    from rerank.data import load_collection, write_rankllm
+    from rerank.types import Collection, Run
+
+    loaded, run = load_collection(library), read_run(first)
+
+    def other(one):
+        return new if one == old else one
+
+    documents = {other(d): text for d, text in loaded.documents.items()}
+    queries = {other(q): text for q, text in loaded.queries.items()}
+    rankings = {other(q): tuple((other(d), score) for d, score in ranking) for q, ranking in run.rankings.items()}
+    folder.mkdir()
+    write_rankllm(Run(rankings, "run"), Collection(documents, queries), folder / "requests.jsonl")
+    return f"rankllm:{folder / 'requests.jsonl'}", folder / "requests.jsonl"
+
+
+@pytest.mark.parametrize("new", ["last one", "#1", "\u3000x"])
+@pytest.mark.parametrize("what", ["query id", "doc id"])
+def test_an_id_that_a_trec_run_cannot_hold_is_told_before_anything_is_ranked(
+    what, new, models, library, first, tmp_path, unloaded
+):
+    old = "q8" if what == "query id" else read_run(first).doc_ids("q8")[-1]
+    collection, run = renamed(library, first, tmp_path / "data", old, new)
+    with pytest.raises(InputError, match=f"{what} {re.escape(repr(new))} cannot be a column of a TREC run"):
+        rerank_run(models["cross-encoder"], collection, run, tmp_path / "out.trec", 8, FLOAT32)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_name_that_a_trec_run_cannot_hold_is_told_before_anything_is_ranked(ranked, tmp_path, unloaded):
+    with pytest.raises(InputError, match="name '#out' cannot be a column of a TREC run"):
+        ranked("#out.trec")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_of_requests_may_have_any_ids(models, library, first, ranked, tmp_path):
+    _, run = renamed(library, first, tmp_path / "data", "q8", "last one")
+    out = tmp_path / "results.jsonl"
+    assert rerank_requests(models["cross-encoder"], run, out, 8, FLOAT32).queries == 9
+    found, wanted = read_run(out), read_run(ranked().path)
+    assert found.doc_ids("last one") == wanted.doc_ids("q8")
+    assert found.doc_ids("q1") == wanted.doc_ids("q1")
+
+
+def test_results_of_requests_are_kept_like_any_part(models, library, first, tmp_path, monkeypatch):
+    _, requests = renamed(library, first, tmp_path / "data", "", "")
+
+    def results(name="mine.json", overwrite=False):
+        return rerank_requests(models["cross-encoder"], requests, tmp_path / name, 8, FLOAT32, overwrite)
+
+    (tmp_path / "mine.trec").write_text("my own BM25")
+    (tmp_path / "theirs.json").write_text("precious")
+    with monkeypatch.context() as patched, pytest.raises(Fault):
+        failing_after(5, patched)
+        results()
+    with monkeypatch.context() as patched:
+        scored = failing_after(-1, patched)
+        assert results().fresh
+        assert len(scored) == 4
+    assert not results().fresh
+    assert len(json.loads((tmp_path / "mine.json").read_bytes())) == 9
+    assert (tmp_path / "mine.trec").read_text() == "my own BM25"
+    with pytest.raises(InputError, match=r"theirs\.json is there, and no manifest"):
+        results("theirs.json")
+    assert (tmp_path / "theirs.json").read_text() == "precious"
+    assert results("theirs.json", overwrite=True).fresh
+    with pytest.raises(Mismatch, match="form is 'rankllm' there and None now"):
+        rerank_run(models["cross-encoder"], f"rankllm:{requests}", requests, tmp_path / "mine.json", 8, FLOAT32)
 
 
 # What cannot be merged

@@ -11,19 +11,30 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, retrievers_of
-from rerank.data import candidate_lists, load_collection, read_rankllm, read_run, write_rankllm
+from rerank.data import candidate_lists, load_collection, read_run, write_rankllm, write_run
 from rerank.data.collection import shared_queries
 from rerank.data.formats import json_lines, numbered_lines
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, NotFound
 from rerank.experiment.journal import Ranking
-from rerank.experiment.shards import WHOLE, Part, Portion, Shard, digest_of, sha256_of, summed, write_part
+from rerank.experiment.shards import (
+    WHOLE,
+    Part,
+    Portion,
+    Shard,
+    check_columns,
+    digest_of,
+    sha256_of,
+    summed,
+    write_part,
+)
 from rerank.models.backbones import backbone_path, load_encoder
 from rerank.models.encoder import VectorStore, named_failures
 from rerank.models.language.generative import AnyPolicy
@@ -62,6 +73,11 @@ class Loading:
     def reading(self) -> dict[str, Any]:
         """How a language model is to read lists, where that is not its own way."""
         return {name: value for name in ("window", "windowing") if (value := getattr(self, name)) is not None}
+
+    def description(self) -> dict[str, Any]:
+        """What of it decides the scores, for a manifest."""
+        sizes = {"max_length": self.max_length, "precision": self.number_format, "backend": self.backend}
+        return {**sizes, **self.reading}
 
     def policy(self, model: str) -> AnyPolicy:
         """The model, loaded."""
@@ -131,8 +147,9 @@ def rerank_run(
     shard: Shard = WHOLE,
     overwrite: bool = False,
     console: Console | None = None,
+    form: Literal["trec", "rankllm"] = "trec",
 ) -> Part:
-    """A part of `out` (TREC): the first `depth` documents of each query of `run` reranked, the others below them.
+    """A part of `out` (`form`): the first `depth` documents of each query of `run` reranked, the others below them.
 
     Kept query by query: after a fault the same call goes on where it was (`experiment.shards`).
     """
@@ -144,6 +161,8 @@ def rerank_run(
     query_ids = tuple(shared[places.start : places.stop])
     own = Run({query_id: first.rankings[query_id] for query_id in query_ids}, first.name)
     lists = {c.query_id: c for c in candidate_lists(_with_queries(loaded, query_ids), own)}
+    if form == "trec":
+        check_columns((doc_id for c in lists.values() for doc_id in c.doc_ids), "doc id")
     job = {
         "command": "rank",
         "name": out.stem,
@@ -152,10 +171,8 @@ def rerank_run(
         "queries": digest_of(text for query_id in shared for text in (query_id, loaded.queries[query_id])),
         "documents": len(loaded.documents),
         "depth": depth,
-        "max_length": loading.max_length,
-        "precision": loading.number_format,
-        "backend": loading.backend,
-        **loading.reading,
+        **loading.description(),
+        **({} if form == "trec" else {"form": form}),
     }
     texts = summed(digest_of((c.query_id, c.query, *c.doc_ids, *c.texts)) for c in lists.values())
     portion = Portion(shard, job, query_ids, (places.start, places.stop, len(shared)), texts, loading.place)
@@ -166,7 +183,12 @@ def rerank_run(
         chosen = [lists[query_id] for query_id in remaining]
         return _reranked(policy, with_features(policy, model, loaded, rest, chosen), depth, out.stem)
 
-    return write_part(portion, out, ranks, overwrite, console)
+    write = write_run if form == "trec" else partial(_write_results, loaded)
+    return write_part(portion, out, ranks, overwrite, console, write)
+
+
+def _write_results(collection: Collection, run: Run, path: Path) -> None:
+    write_rankllm(run, collection, path)
 
 
 def rerank_requests(
@@ -178,15 +200,14 @@ def rerank_requests(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Part:
-    """RankLLM requests reranked: results of the same form in `out` (.json or .jsonl), and as a TREC run beside it."""
+    """RankLLM requests reranked: results of the same form in `out` (.json or .jsonl), which `read_run` reads too."""
     if out.name.removesuffix(".gz").rpartition(".")[2] not in ("json", "jsonl"):
         raise InputError(f"--out {out}: results of RankLLM requests are JSON; give a name that ends in .json or .jsonl")
     if out.resolve() == requests.resolve():
         raise InputError(f"--out {out} holds the requests; the results need a file of their own")
-    run = out.with_name(f"{out.name.removesuffix('.gz').rpartition('.')[0]}.trec")
-    part = rerank_run(model, f"rankllm:{requests}", requests, run, depth, loading, WHOLE, overwrite, console)
-    write_rankllm(read_run(run), read_rankllm(requests)[0], out)
-    return part._replace(path=out)
+    return rerank_run(
+        model, f"rankllm:{requests}", requests, out, depth, loading, WHOLE, overwrite, console, form="rankllm"
+    )
 
 
 def _with_queries(collection: Collection, query_ids: Sequence[str]) -> Collection:

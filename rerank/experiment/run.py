@@ -29,7 +29,7 @@ from rerank.experiment.arms import REFINED, arms_of, meaning_of
 from rerank.experiment.lists import Lists, prepare
 from rerank.experiment.ranking import keep_run
 from rerank.experiment.teaching import teach
-from rerank.experiment.training import ModelTraining, Trained, arm_name
+from rerank.experiment.training import ModelTraining, Trained, arm_name, check_lists
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
 from rerank.models.backbones import load_encoder
 from rerank.recipe import Recipe
@@ -65,6 +65,7 @@ def _carry_out(work: Workspace, command: str) -> Table:
     encoder = load_encoder(recipe.retrieval.encoder) if needs_encoder else None
     with work.timed("retrieve"):
         lists = main_first(lambda: prepare(work, encoder))
+    check_lists(recipe, lists)
     orderings = by_main(lambda: teach(work, lists))
     fixed = {FIRST_STAGE: [_run_of(lists.test.lists)], **{name: [run] for name, run in orderings.test.items()}}
     for runs in fixed.values():

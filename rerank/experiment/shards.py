@@ -5,8 +5,8 @@
     .RUN.shard-1-of-4.journal          while it is computed: the queries that are finished
 
 An unsharded run is shard 1 of 1 under its own name. A part whose manifest tells of the same job is done; one of another
-job is never written over unasked. Queries are ranked one by one or in ways that do not depend on their neighbours, so
-that the union has the very bytes of the unsharded run.
+job, or a file that has no manifest and so is not ours, is never written over unasked. Queries are ranked one by one or
+in ways that do not depend on their neighbours, so that the union has the very bytes of the unsharded run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rerank.data import write_run
-from rerank.data.formats import write_lines
+from rerank.data.formats import is_unicode, write_lines
 from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.experiment.journal import Journal, Ranking, differences
 from rerank.types import Run
@@ -43,6 +43,8 @@ SECONDS_BETWEEN_LINES = 60.0
 
 Ranks: TypeAlias = Callable[[Sequence[str]], Iterator[tuple[str, Ranking]]]
 """From query ids to (query id, ranking), in their order."""
+Write: TypeAlias = Callable[[Run, Path], None]
+"""Writes the rankings of a part."""
 
 
 def sha256_of(path: Path) -> str:
@@ -138,42 +140,76 @@ class Part(NamedTuple):
 
 
 def write_part(
-    portion: Portion, out: Path, ranks: Ranks, overwrite: bool = False, console: Console | None = None
+    portion: Portion,
+    out: Path,
+    ranks: Ranks,
+    overwrite: bool = False,
+    console: Console | None = None,
+    write: Write = write_run,
 ) -> Part:
     """The portion's part of `out`, computed by `ranks` where it is not there; what a killed process had is kept.
 
     `ranks` is called for the queries that are not yet in the journal, and not at all where there are none.
     """
     path = portion.shard.path(out)
+    _make_room(path)
+    manifest = None if overwrite else _manifest_of(path, portion)
+    if manifest is not None:
+        return Part(path, manifest["queries"], manifest["rows"], fresh=False)
+    if write is write_run:
+        check_columns((re.sub(r"\s", "_", portion.job["name"]),), "name")
+        check_columns(portion.query_ids, "query id")
+    record = path.with_name(f".{path.name}.journal")
+    with Journal(record, portion.description(), portion.query_ids, overwrite) as journal:
+        before, whole = len(journal.done), len(portion.query_ids)
+        if not (overwrite or 0 < whole == before):  # with all rankings kept, a file without a manifest is theirs
+            _check_absent(path)
+        manifest_path(path).unlink(missing_ok=True)
+        if before:
+            logger.warning("%s: %d of %d queries are there already; going on after them", path, before, whole)
+        if before < whole:
+            for query_id, ranking in _told(ranks(portion.query_ids[before:]), before, whole, console):
+                journal.append(query_id, ranking)
+        part = _publish(portion, path, Run(journal.done, portion.job["name"]), write)
+        journal.remove()
+    return part
+
+
+def _make_room(path: Path) -> None:
+    """Nothing; the folder of `path` is there."""
     if path.is_dir():
         raise InputError(f"{path} cannot be written: it is a folder; give the file to write as --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {path.parent} is no folder; choose another --out") from error
-    manifest = None if overwrite else _manifest_of(path, portion)
-    if manifest is not None:
-        return Part(path, manifest["queries"], manifest["rows"], fresh=False)
-    record = path.with_name(f".{path.name}.journal")
-    with Journal(record, portion.description(), portion.query_ids, overwrite) as journal:
-        manifest_path(path).unlink(missing_ok=True)
-        before, whole = len(journal.done), len(portion.query_ids)
-        if before:
-            logger.warning("%s: %d of %d queries are there already; going on after them", path, before, whole)
-        if before < whole:
-            for query_id, ranking in _told(ranks(portion.query_ids[before:]), before, whole, console):
-                journal.append(query_id, ranking)
-        part = _publish(portion, path, Run(journal.done, portion.job["name"]))
-        journal.remove()
-    return part
 
 
-def _publish(portion: Portion, path: Path, run: Run) -> Part:
+def _check_absent(path: Path) -> None:
+    """Nothing, when no file is in the way; one that has no manifest may be of the user's own making."""
+    if path.exists():
+        raise InputError(
+            f"{path} is there, and no manifest {manifest_path(path).name} says that it was made by this command: "
+            "choose another --out, or write over it with --overwrite"
+        )
+
+
+def check_columns(ids: Iterable[str], what: str) -> None:
+    """Nothing, where all `ids` can be columns of a TREC run; told before hours of ranking, not by who writes it."""
+    for one in ids:
+        if not re.fullmatch(r"[^\s#]\S*", one) or not is_unicode(one):
+            raise InputError(
+                f"{what} {one!r} cannot be a column of a TREC run: it must be one word of Unicode text that does not "
+                "begin with '#'. Rename it, or rank RankLLM requests (--requests), whose results are JSON"
+            )
+
+
+def _publish(portion: Portion, path: Path, run: Run, write: Write) -> Part:
     """Writes the part, then its manifest."""
     if portion.shard.of > 1 and not any(run.rankings.values()):
         write_lines([], path)  # more shards than queries: this one is empty, and complete
     else:
-        write_run(run, path)
+        write(run, path)
     rows = sum(map(len, run.rankings.values()))
     write_manifest(path, portion.description(), len(run.rankings), rows, _made(portion.device))
     return Part(path, len(run.rankings), rows, fresh=True)

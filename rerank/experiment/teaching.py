@@ -33,6 +33,7 @@ class Orderings(NamedTuple):
 
 def teach(work: Workspace, lists: Lists) -> Orderings:
     """The teachers' orderings of the training lists, of some dev lists and, as runs, of the test lists."""
+    _check_shown(work.recipe.teacher, [c for part in (*lists.train, *lists.held_out, lists.test) for c in part.lists])
     sources = _Teachers(work)
     train = [o for part in lists.train for teacher in sources.of(part) for o in _asked(work, teacher, part)]
     runs: dict[str, Run] = {}
@@ -80,6 +81,7 @@ def teach_run(
     lists = _lists_of(collection, run, depth)
     if out.resolve() == run.resolve():
         raise InputError(f"--out {out} is the run itself; orderings need a file of their own")
+    _check_shown(choice, lists)
     teachers = teachers_of(choice, recordings, answers=answers_beside(out))
     count = sum(1 for one in teachers for _ in Remembered(one, out)(lists))
     if count == 0:
@@ -102,6 +104,13 @@ def answers_beside(out: Path) -> Path:
 
 def _lists_of(collection: str, run: Path, depth: int | None) -> list[CandidateList]:
     return candidate_lists(load_collection(collection), read_run(run), depth=depth)
+
+
+def _check_shown(choice: TeacherChoice, lists: Sequence[CandidateList]) -> None:
+    """Nothing, when a chat teacher can be shown the longest list; told before it is asked about the others."""
+    if choice.kind == "chat":
+        settings = chat_settings(choice)
+        settings.build_windowing().plan(max(map(len, lists), default=0), settings.window).close()
 
 
 def _asked(work: Workspace, teacher: Teacher, part: Part) -> list[Ordering]:

@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from rerank.composition import FIRST_STAGE, dev_reward_of, policy_of, reward_named, reward_of
+from rerank.composition import FIRST_STAGE, dev_reward_of, policy_of, reading_of, reward_named, reward_of
 from rerank.engine.processes import agreed, by_main
 from rerank.errors import InputError, TrainingError
 from rerank.experiment.arms import CLONE, REFINED, Arm, Task, arms_of, corruptible, questions
@@ -30,7 +30,7 @@ from rerank.models.language.generative import AnyPolicy
 from rerank.models.loading import save_policy
 from rerank.models.policy import with_rest
 from rerank.randomness import generator
-from rerank.recipe import Model
+from rerank.recipe import Model, Recipe
 from rerank.training.audit import audit
 from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rerank.training.diagnosis import diagnose, weights_changed
@@ -71,6 +71,22 @@ def arm_name(model: Model, stage: str) -> str:
     return f"{model.name} {stage}" if model.name and stage != FIRST_STAGE else stage
 
 
+def check_lists(recipe: Recipe, lists: Lists) -> None:
+    """Nothing, when all models of a recipe can learn from its lists and rank them; told before a teacher is asked."""
+    judged, ranked = lists.judged(), (*lists.dev, *lists.test.lists)
+    if not any(has_headroom(c) for c in judged):
+        raise InputError(
+            f"none of the {len(judged)} judged training lists holds candidates of two different grades: there is "
+            "nothing to learn from labels. Deepen the first stage (retrieval.depth), or check the judgements"
+        )
+    for model in recipe.models:
+        refine = recipe.refine_of(model)
+        refine.try_on(judged[:TRIED], reward_of(refine))
+        if model.reads_lists:
+            longest = max((len(_cut(c, model.depth)) for c in ranked), default=0)
+            reading_of(model).windowing.plan(longest, model.window).close()
+
+
 @final
 class ModelTraining:
     """All arms and seeds of one model of a recipe."""
@@ -103,13 +119,6 @@ class ModelTraining:
             )
         self.kept: float | None = None
         """What dev measured of the refined model that is saved; the best seed's is."""
-        if not any(has_headroom(c) for c in lists.judged()):
-            raise InputError(
-                f"none of the {len(lists.judged())} judged training lists holds candidates of two different grades: "
-                "there is nothing to learn from labels. Deepen the first stage (retrieval.depth), or check the "
-                "judgements"
-            )
-        refine.try_on(lists.judged()[:TRIED], reward_of(refine))
 
     def _arms(self, reward: Reward) -> list[Arm]:
         """The arms of the recipe that say something about `reward`; the others are left out aloud."""

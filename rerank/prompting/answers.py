@@ -6,8 +6,9 @@ That, and nothing around it, is an answer. A model that thinks first must say wh
 </think>, or between the last <answer> and </answer>. Reasoning is never searched for names. Whatever else is wrong is
 named (`FAULTS`), and the order is repaired: first what was named validly, then the others in the order shown.
 
-Where words stand around the answer, only the longest unbroken chain of names counts, and a chain has two names or
-more: "none of the top 10 beats [4]" orders nothing.
+Where words stand around the answer, only a chain counts, two names or more that are joined by ">": neither "none of the
+top 10 beats [4]" nor "[1], [2] are off topic" orders anything. Of several chains the last is the answer, unless one
+before it says otherwise: which of the two was meant, or quoted from a document, nobody can tell, and nothing is said.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FAULTS = ("empty", "words", "unknown", "repeated", "missing", "unclosed")
 
 NAME = r"\[[^\[\]\n]{0,40}\]"
 WELL_FORMED = re.compile(rf"{NAME}(?:\s*>\s*{NAME})*")
-CHAIN = re.compile(rf"{NAME}(?:[\s>,;]*{NAME})*")
+CHAIN = re.compile(rf"{NAME}(?:\s*>\s*{NAME})+")
 
 
 class Answer(NamedTuple):
@@ -93,9 +94,16 @@ def _said(body: str) -> tuple[list[str], bool]:
     """The names that are written, without their brackets, and whether anything else is written."""
     if WELL_FORMED.fullmatch(body):
         return re.findall(r"\[(.*?)\]", body), False
-    chains = [re.findall(r"\[(.*?)\]", chain.group()) for chain in CHAIN.finditer(body)]
-    longest = max(chains, key=len, default=[])
-    return longest if len(longest) > 1 else [], bool(body)
+    chains: list[list[str]] = [re.findall(r"\[(.*?)\]", chain.group()) for chain in CHAIN.finditer(body)]
+    last = chains[-1] if chains else []
+    return [] if any(_contradicts(other, last) for other in chains) else last, bool(body)
+
+
+def _contradicts(other: Sequence[str], chain: Sequence[str]) -> bool:
+    """Whether `other` names two of the names of `chain` the other way round; a name counts where it stands first."""
+    place = {name: i for i, name in reversed(list(enumerate(chain)))}
+    shared = [place[name] for name in dict.fromkeys(other) if name in place]
+    return shared != sorted(shared)
 
 
 def _is_like(name: str, names: Sequence[str]) -> bool:

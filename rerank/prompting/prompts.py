@@ -106,12 +106,17 @@ def joined(parts: Sequence[Piece]) -> str:
 
 def _check_words(words: str, field: str) -> None:
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(words) if name is not None}
+        found = [part[1:] for part in string.Formatter().parse(words) if part[1] is not None]
     except ValueError as error:
         raise InputError(f"prompt.{field}: {error}; a brace that is meant is written twice") from None
-    unknown = fields - {"mark", "n", "form"}
-    if unknown:
-        raise InputError(f"prompt.{field} names {{{min(unknown)}}}; it may name {{mark}}, {{n}} and {{form}}")
+    for name, spec, conversion in found:
+        # A format could fail only when the first prompt is made, or fill it with a billion blanks.
+        if name not in ("mark", "n", "form") or spec or conversion:
+            asked = f"{name}{'!' if conversion else ''}{conversion or ''}{':' if spec else ''}{spec or ''}"
+            raise InputError(
+                f"prompt.{field} names {{{asked}}}; it may name {{mark}}, {{n}} and {{form}}, as they are, without a "
+                "format"
+            )
 
 
 THOUGHTFUL = Prompt(

@@ -291,8 +291,8 @@ class _State:
         if self.context.dev and self.measuring > max(60.0, 2 * learning):
             n = len(self.context.dev.lists)
             self.context.log.say(
-                f"{self.where}: measuring {n} dev lists took {self.measuring:.0f} s, all else {learning:.0f} s; fewer of "
-                "them (dev_lists in [[models]]), less depth or fewer evaluations save time"
+                f"{self.where}: measuring {n} dev lists took {self.measuring:.0f} s, the rest {learning:.0f} s; fewer "
+                "(dev_lists in [[models]]), less depth or fewer evaluations save time"
             )
         if folder is not None:
             processes.by_main(lambda: remove_checkpoints(folder))

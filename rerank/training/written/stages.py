@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from rerank.engine import processes
 from rerank.engine.gradient_cache import LossOf
 from rerank.errors import InputError
 from rerank.lists import ListBatch, batch_of, ranks_of
@@ -45,8 +44,8 @@ from rerank.training.written.credit import (
     entropy_of,
     kl_by_place,
     old_log_probs,
-    written_estimator,
 )
+from rerank.training.written.meaning import check_cloning, check_price, check_refinement
 from rerank.types import CandidateList, Ordering, Reward
 
 AUTO_ANCHOR = 0.05
@@ -64,12 +63,7 @@ def clone_written(
     context: Context,
 ) -> dict[str, Any]:
     """Train `policy` in place to write what teachers ordered; `settings` is a `Clone`, the report that of its `run`."""
-    _check_meaning(settings, ("anchor", "entropy", "entropy_floor", "keep_entropy", "calibration"))
-    if settings.loss not in ("rank_net", "list_mle"):  # rank_net is what nobody asked for expressly
-        raise InputError(
-            f"loss {settings.loss!r} is for models that give scores; one that writes its ranking is cloned by the "
-            "cross-entropy of what the teacher would write: leave loss out"
-        )
+    check_cloning(settings)
     by_query: dict[str, list[Ordering]] = {}
     for ordering in orderings:
         by_query.setdefault(ordering.query_id, []).append(ordering)
@@ -163,12 +157,8 @@ def refine_written(
     """Train `policy` in place to earn `reward`; `settings` is a `Refine`, the report that of its `run`."""
     from rerank.training.refine import movable, relevant_first
 
-    _check_meaning(settings, ("temperature", "entropy", "entropy_floor", "keep_entropy", "calibration", "list_clip"))
-    if settings.utility not in ("auto", "linear"):
-        raise InputError(f"utility {settings.utility!r} needs exact expectations; what is sampled maximises 'linear'")
-    if not 0 <= malformed_price < math.inf:
-        raise InputError(f"malformed_price must be at least 0, not {malformed_price!r}")
-    estimator = written_estimator(settings.estimator, reward)
+    estimator = check_refinement(settings, reward)
+    check_price(malformed_price)
     if estimator == "grpo":
         context.log.say(
             "note: grpo divides by the deviation of each list's rewards, which scales rare luck up by one to two "
@@ -285,19 +275,3 @@ def _answer(answering: Answering, prompt: Any, target: Target) -> Written:
 
 def _longest(items: Sequence[Written]) -> int:
     return max(map(len, items), default=1)
-
-
-def _check_meaning(settings: Any, names: Sequence[str]) -> None:
-    """InputError where one of the settings `names` was changed, or weights are divided among processes."""
-    for name in names:
-        value = getattr(settings, name)
-        if value != type(settings).__dataclass_fields__[name].default:
-            raise InputError(
-                f"{name} = {value!r} is a setting of models that give scores; a model that writes its ranking has none "
-                "to be divided, bounded or calibrated: leave it out"
-            )
-    if processes.sharded():
-        raise InputError(
-            "weights are divided among processes, which cannot write answers of different lengths together: take data "
-            "parallelism (RERANK_SHARD=none), with LoRA where the model is large"
-        )
