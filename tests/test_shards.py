@@ -759,3 +759,13 @@ def test_texts_and_messages_cannot_steer_the_terminal(models, tmp_path, monkeypa
     said = capsys.readouterr().err
     assert "\x1b" not in said
     assert r"no\x1b[2Jrecipe.toml" in said
+
+
+def test_a_merge_never_replaces_a_file_that_is_not_ours(tmp_path):
+    from rerank.experiment.merging import _check_target
+
+    theirs = tmp_path / "bm25.trec"
+    theirs.write_text("q1 Q0 d1 1 3.0 bm25\n")
+    with pytest.raises(InputError, match=r"no manifest .* says that it was made by this command.*--overwrite"):
+        _check_target(theirs, {}, overwrite=False)
+    _check_target(theirs, {}, overwrite=True)

@@ -16,6 +16,7 @@ from rerank.experiment.shards import (
     MANIFEST,
     PART,
     Part,
+    check_absent,
     check_bytes,
     manifest_path,
     read_manifest,
@@ -137,8 +138,10 @@ def _check_complete(parts: Sequence[Given]) -> None:
 
 
 def _check_target(target: Path, whole: Mapping[str, Any], overwrite: bool) -> None:
-    if overwrite or not target.is_file() or not manifest_path(target).is_file():
+    if overwrite or not target.is_file():
         return
+    if not manifest_path(target).is_file():
+        check_absent(target)
     different = differences(read_manifest(target)["job"], whole)
     if different:
         raise Mismatch(

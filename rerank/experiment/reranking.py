@@ -35,7 +35,7 @@ from rerank.experiment.shards import (
     summed,
     write_part,
 )
-from rerank.models.backbones import backbone_path, load_encoder
+from rerank.models.backbones import SETTINGS, backbone_path, load_encoder
 from rerank.models.encoder import VectorStore, named_failures
 from rerank.models.language.generative import AnyPolicy
 from rerank.models.light import LightScorer
@@ -254,13 +254,23 @@ def model_digest(model: str, backend: str = "torch") -> str:
     folder = Path(backbone_path(model))
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
+        base = _base_of(folder)
         if backend != "onnx":  # an export that comes later leaves the model what it is
             files = [path for path in files if EXPORTED not in path.relative_to(folder).parts]
-        return digest_of(text for path in files for text in (path.relative_to(folder).as_posix(), sha256_of(path)))
+        own = [text for path in files for text in (path.relative_to(folder).as_posix(), sha256_of(path))]
+        return digest_of([*own, model_digest(base)] if base else own)
     from huggingface_hub import hf_hub_download
 
     with named_failures(model):
         return Path(hf_hub_download(model, "config.json")).parent.name
+
+
+def _base_of(folder: Path) -> str | None:
+    """The model beside which the adapters of `folder` stand, if it holds adapters."""
+    file = folder / SETTINGS
+    settings = json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
+    base = settings.get("base") if isinstance(settings, dict) else None
+    return base if isinstance(base, str) and base.strip() else None
 
 
 def retriever_scores(model: str, collection: Collection, run: Run, names: tuple[str, ...]) -> dict[str, Run]:

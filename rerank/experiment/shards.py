@@ -163,7 +163,7 @@ def write_part(
     with Journal(record, portion.description(), portion.query_ids, overwrite) as journal:
         before, whole = len(journal.done), len(portion.query_ids)
         if not (overwrite or 0 < whole == before):  # with all rankings kept, a file without a manifest is theirs
-            _check_absent(path)
+            check_absent(path)
         manifest_path(path).unlink(missing_ok=True)
         if before:
             logger.warning("%s: %d of %d queries are there already; going on after them", path, before, whole)
@@ -185,7 +185,7 @@ def _make_room(path: Path) -> None:
         raise InputError(f"{path} cannot be written: {path.parent} is no folder; choose another --out") from error
 
 
-def _check_absent(path: Path) -> None:
+def check_absent(path: Path) -> None:
     """Nothing, when no file is in the way; one that has no manifest may be of the user's own making."""
     if path.exists():
         raise InputError(
