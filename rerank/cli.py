@@ -50,6 +50,9 @@ Overwrite = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the first GPU.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16, float16; onnx: float32, int8.")]
+DocumentTokens = Annotated[
+    int | None, typer.Option("--document-tokens", min=1, help="Language models: tokens of each document.")
+]
 Window = Annotated[int | None, typer.Option("--window", min=2, help="Language models: candidates in one prompt.")]
 Windowing = Annotated[
     str | None,
@@ -261,6 +264,7 @@ def robustness(
     precision: Precision = "auto",
     window: Window = None,
     windowing: Windowing = None,
+    document_tokens: DocumentTokens = None,
 ) -> None:
     """Ask what moves a model's rankings that should not: the order shown, and texts that ask for the first place."""
     from rerank.experiment.reranking import Loading
@@ -269,7 +273,7 @@ def robustness(
 
     if json is not None and not json.parent.is_dir():
         raise NotFound(f"--json {json}: there is no folder {json.parent}; make it first")
-    loading = Loading(device, precision, window=window, windowing=windowing)
+    loading = Loading(device, precision, window=window, windowing=windowing, document_tokens=document_tokens)
     found = robustness_of(model, collection, run, depth, queries, shuffles, loading)
     console.print(robustness_table(found))
     for sentence in found.sentences():
@@ -309,12 +313,15 @@ def rank(
     overwrite: Overwrite = False,
     device: Device = None,
     precision: Precision = "auto",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a pair; default: the model's own.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Cross-encoders: tokens of a pair; default: the model's own.")
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="torch; onnx: a model that was exported; vllm: a language model, on GPUs.")
     ] = "torch",
     window: Window = None,
     windowing: Windowing = None,
+    document_tokens: DocumentTokens = None,
 ) -> None:
     """Rank documents for a query, or rerank a whole run.
 
@@ -337,7 +344,7 @@ def rank(
             "--top-k, --probabilities and --min-probability speak of one query, and --collection, --run and --out of a "
             "whole run, which keeps all its documents: leave them out"
         )
-    loading = Loading(device, precision, max_length, backend, window, windowing)
+    loading = Loading(device, precision, max_length, backend, window, windowing, document_tokens)
     if query is not None and documents is not None:
         if not query.strip():
             raise InputError("--query is empty; give the words to rank for")

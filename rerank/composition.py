@@ -187,8 +187,9 @@ def _check_sources(recipe: Recipe) -> None:
             raise RecipeError("retrieval.retrievers is empty, and not every source has a run of its own")
 
 
-def reading_of(model: Model) -> Reading:
-    """How a language model of a recipe reads lists."""
+def reading_of(model: Model, tokenizer: Any = None) -> Reading:
+    """How a language model of a recipe reads lists; its tokenizer knows whether there is a chat template."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
     return Reading.from_dict(
         {
             "window": model.window,
@@ -196,7 +197,7 @@ def reading_of(model: Model) -> Reading:
             "query_tokens": model.query_tokens,
             "windowing": model.windowing,
             "naming": model.naming,
-            "chat": model.chat,
+            "chat": has_template if model.chat == "auto" else model.chat,
             "prompt": model.prompt,
         }
     )
@@ -223,17 +224,18 @@ def _check_reading(model: Model) -> None:
             raise InputError(
                 f"backbone = {model.backbone!r} is no causal language model, which kind = {model.kind!r} needs"
             )
-        _check_prompts(model, reading, writing)
+        _check_prompts(model, writing)
     except InputError as error:
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _check_prompts(model: Model, reading: Reading, writing: Writing) -> None:
+def _check_prompts(model: Model, writing: Writing) -> None:
     """Nothing, when a full prompt (and its answer) fits the model; its tokenizer and settings are read, no weights."""
     from transformers import AutoConfig
 
     path = backbone_path(model.backbone)
     tokenizer = load_tokenizer(path)
+    reading = reading_of(model, tokenizer)
     with named_failures(path):
         context = getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
     if model.kind == "listwise":
@@ -362,9 +364,10 @@ def _scorer_of(model: Model, encoder: VectorStore | None) -> tuple[Any, bool]:
         return LightScorer(encoder, model.hidden), False  # it begins as cosine
     if model.reads_lists:
         network = language_model(model.backbone, model.precision, None, model.lora, model.checkpointing)
+        reading = reading_of(model, network[1])
         if model.kind == "listwise":
-            return ListwiseScorer(*network, reading_of(model), model.precision), False
-        return GenerativeScorer(*network, reading_of(model), model.precision, writing_of(model)), False
+            return ListwiseScorer(*network, reading, model.precision), False
+        return GenerativeScorer(*network, reading, model.precision, writing_of(model)), False
     scorer, fresh = load_cross_encoder(
         model.backbone, model.max_length, model.pooling, model.precision, windows=model.windows
     )

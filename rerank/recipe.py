@@ -212,8 +212,8 @@ class Model:
     such as { name = "sliding", stride = 10 }."""
     naming: Literal["letters", "numbers"] = "letters"
     """generative: what candidates are called; a listwise model needs letters."""
-    chat: bool = False
-    """listwise, generative: put the prompt into the model's chat template."""
+    chat: bool | Literal["auto"] = "auto"
+    """listwise, generative: whether the prompt is put into the model's chat template; auto: where it has one."""
     prompt: Mapping[str, Any] = field(default_factory=dict)
     """listwise, generative: words of your own: instruction, request, fenced (see `prompting.prompts.Prompt`)."""
     writing: Mapping[str, Any] = field(default_factory=dict)

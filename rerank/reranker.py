@@ -69,6 +69,9 @@ class Reranker:
         """
         return cls(load_policy(str(path), device, precision, max_length, backend, reading))
 
+    def __repr__(self) -> str:
+        return f"Reranker({self.policy.scorer.kind}, {getattr(self.policy.scorer, 'device', 'cpu')})"
+
     def save_pretrained(self, path: str | Path) -> None:
         """Write the model to a folder; a cross-encoder loads in sentence-transformers too."""
         save_policy(self.policy, Path(path))

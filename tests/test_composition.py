@@ -12,7 +12,7 @@ import torch
 from tiny_language_models import folder_of
 
 from rerank import plackett_luce
-from rerank.composition import check_parts, dev_reward_of, reward_named, reward_of
+from rerank.composition import check_parts, dev_reward_of, policy_of, reward_named, reward_of
 from rerank.errors import InputError, RecipeError, RerankError
 from rerank.evaluation.measures import parse_measure
 from rerank.lists import batch_of
@@ -454,3 +454,20 @@ def test_settings_of_a_chat_teacher_that_cannot_work_are_told_before_any_work(ch
     table = f'teacher.kind = "chat"\n[teacher.chat]\nurl = "http://localhost:1/v1"\nmodel = "m"\n{chat}'
     with pytest.raises(RecipeError, match=re.escape(says)):
         parts(table, tmp_path)
+
+
+@pytest.mark.parametrize(("setting", "found"), [("", True), ("chat = false", False), ("chat = true", True)])
+def test_a_language_model_is_asked_in_its_chats_words_where_it_has_some(setting, found, tmp_path):
+    folder = folder_of(tmp_path / "lm", chat=True)
+    prompt = 'prompt = { instruction = "", request = "", fenced = false }'
+    text = f'[[models]]\nkind = "listwise"\nbackbone = "{folder}"\nwindow = 4\n{prompt}\n{setting}\n'
+    recipe = parse_recipe('name = "x"\n[data]\ntrain = "a"\ntest = "b"\n' + text, tmp_path)
+    policy = policy_of(recipe.models[0], None, (), 0)
+    assert policy.scorer.reading.chat is found
+
+
+def test_a_chat_template_that_is_asked_for_and_not_there_is_told_before_any_work(tmp_path):
+    folder = folder_of(tmp_path / "lm", chat=False)
+    text = f'[[models]]\nkind = "listwise"\nbackbone = "{folder}"\nchat = true\n'
+    with pytest.raises(RecipeError, match="the tokenizer has no chat template"):
+        check_parts(parse_recipe('name = "x"\n[data]\ntrain = "a"\ntest = "b"\n' + text, tmp_path))

@@ -9,13 +9,14 @@ from tiny_language_models import folder_of, numbers, settings_of
 
 pytest.importorskip("peft", reason="needs the extra lora")
 
-from rerank.errors import DataError, InputError, Mismatch
+from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.models.backbones import load_listwise
 from rerank.models.calibration import Calibration
 from rerank.models.language.reading import Reading
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import ScorePolicy
 from rerank.prompting.prompts import Prompt
+from rerank.prompting.windows import Sliding
 from rerank.reranker import Reranker
 
 SHORT = Prompt(instruction="", request="", fenced=False)
@@ -97,3 +98,21 @@ def test_a_damaged_reading_is_named_with_its_file(wrong, adapted):
     (adapted / "rerank.json").write_text(json.dumps(settings | {"reading": wrong}))
     with pytest.raises(DataError, match=r"rerank\.json: field 'reading'"):
         load_policy(str(adapted), "cpu")
+
+
+def test_a_base_that_has_moved_is_named_with_the_field_to_change(adapted, base):
+    base.rename(base.with_name("elsewhere"))
+    with pytest.raises(
+        NotFound, match=r"holds adapters of the model .*base', which is not there.*field 'base' of .*rerank"
+    ):
+        load_policy(str(adapted), "cpu", "float32")
+
+
+def test_a_smaller_window_alone_takes_a_stride_that_fits(tmp_path, base):
+    scorer = load_listwise(str(base), Reading(window=6, prompt=SHORT, windowing=Sliding(4)), "float32", "cpu")
+    save_policy(ScorePolicy(scorer), tmp_path / "m")
+    ranked = Reranker.from_pretrained(tmp_path / "m", "cpu", reading={"window": 3}).rank("tea", list("abcdefg"))
+    assert len(ranked) == 7
+    kept = load_policy(str(tmp_path / "m"), "cpu", reading={"window": 5})
+    assert kept.scorer.windowing == Sliding(4)
+    assert repr(Reranker(kept)) == "Reranker(listwise, cpu)"

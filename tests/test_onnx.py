@@ -280,7 +280,7 @@ def test_a_light_model_has_no_transformer_to_export(tiny_bert, tmp_path):
     from rerank.models.light import LightScorer
 
     save_policy(ScorePolicy(LightScorer(VectorStore(SentenceEncoder(str(tiny_bert), device="cpu")))), tmp_path)
-    with pytest.raises(InputError, match=r"is a light model.*no transformer to export"):
+    with pytest.raises(InputError, match=r"is a light model.*no cross-encoder to export"):
         export_onnx(str(tmp_path))
     with pytest.raises(InputError, match=r"is a light model.*backend = 'torch' alone"):
         onnx_of(tmp_path)
@@ -310,3 +310,10 @@ def test_int8_that_lost_the_scores_is_said_or_refused(caplog):
         assert caplog.records[-1].levelname == "WARNING"
     with pytest.raises(Mismatch, match="no finite logits"):
         check_int8(wanted * np.nan, wanted)
+
+
+def test_a_language_model_is_not_taken_for_a_light_one(tmp_path):
+    from tiny_language_models import folder_of
+
+    with pytest.raises(InputError, match="is a listwise language model: there is no cross-encoder to export"):
+        export_onnx(str(folder_of(tmp_path / "lm", context=8192)), tmp_path / "out")

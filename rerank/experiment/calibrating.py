@@ -11,6 +11,7 @@ from rerank.errors import InputError
 from rerank.evaluation.calibration import calibration_json
 from rerank.experiment.workspace import Workspace
 from rerank.models.language.generative import AnyPolicy
+from rerank.models.policy import ScorePolicy
 from rerank.recipe import CalibrationChoice
 from rerank.training.calibrate import Calibrate, labelled_scores
 from rerank.types import CandidateList
@@ -24,8 +25,8 @@ def calibrate(
     test: Sequence[CandidateList],
 ) -> dict[str, Any] | None:
     """Fit the policy's probabilities on `dev`; how true they are on `test`. None where there is nothing to fit."""
-    if choice.kind == "none":
-        return None
+    if choice.kind == "none" or not isinstance(policy, ScorePolicy):
+        return None  # scores that only say an order mean nothing as probabilities
     try:
         Calibrate(kind=choice.kind, level=choice.level).run(policy, dev)
     except InputError as error:  # dev lists without a relevant candidate: the run goes on, and says so

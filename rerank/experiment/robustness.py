@@ -217,7 +217,10 @@ def robustness_table(found: Robustness) -> Table:
             *(m.attack, m.place, f"{m.gained:+.1f}", f"{m.gained_neutral:+.1f}"),
             *(f"{m.excess:+.1f} ({m.interval[0]:+.1f} to {m.interval[1]:+.1f})", f"{100 * m.first:.0f} %"),
         )
-    table.caption = "places gained, with an attack and with neutral words as long; how many came first"
+    table.caption = (
+        "places gained, with an attack and with neutral words as long; how many came first. What is said below takes "
+        "all rows as tests of one question (Holm), the intervals do not"
+    )
     return table
 
 

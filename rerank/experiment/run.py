@@ -148,7 +148,7 @@ def legend(recipe: Recipe, rows: Collection[str]) -> dict[str, str]:
         FIRST_STAGE: "the candidates in the order in which they were retrieved",
         "teacher": f"whose orderings are cloned ({recipe.teacher.kind})",
         **{f"{several}{arm.name}": meaning_of(arm, refine, control) for arm in arms_of(recipe)},
-        f"{several}{REFINED} alone": "the refined model without first-stage scores, as it is exported",
+        f"{several}{REFINED} alone": "the refined model as it ranks without first-stage scores",
     }
     arms = [arm.removeprefix(several) for arm in known]
     there = {arm for arm in arms for model in recipe.models if arm_name(model, arm) in rows}

@@ -28,7 +28,7 @@ from rerank.experiment.workspace import Workspace, write_json
 from rerank.models.encoder import VectorStore
 from rerank.models.language.generative import AnyPolicy
 from rerank.models.loading import save_policy
-from rerank.models.policy import with_rest
+from rerank.models.policy import ScorePolicy, with_rest
 from rerank.randomness import generator
 from rerank.recipe import Model, Recipe
 from rerank.training.audit import audit
@@ -226,7 +226,9 @@ class _Seed:
         """The facts of an arm that is trained now; saved before anything else is asked of it."""
         said = len(self.work.notes)
         began = time.monotonic()
-        audited = self._audit() if arm.name == REFINED and self.number == 0 else None
+        first = arm.name == REFINED and self.number == 0
+        # An audit computes what a Plackett-Luce policy can expect, which a model that writes is not.
+        audited = self._audit() if first and isinstance(self.policy, ScorePolicy) else None
         facts = arm.learn(self.task, self.policy, self._context(arm))
         if arm.start is None:
             self._choose_view(name, facts)
@@ -235,9 +237,21 @@ class _Seed:
         if audited is not None:
             facts["audit"] = audited
         self._tell(name, arm, facts)
+        self._tell_faults(name)
         facts["notes"] = self.work.notes[said:]
         self._save(folder, facts)
         return facts
+
+    def _tell_faults(self, name: str) -> None:
+        """Nothing; notes how many of the answers that were written since the last time were malformed."""
+        faults = getattr(self.policy, "faults", None)
+        if faults and faults["malformed"]:
+            self.work.note(
+                f"{name}: {faults['malformed']} of {faults['answers']} answers of the model were malformed; what they "
+                "leave out follows in first-stage order, so a score near the first stage's says nothing of the model"
+            )
+        if faults:
+            faults.clear()
 
     def _take(self, done: Checkpoint, name: str, folder: Path) -> dict[str, Any]:
         """The facts of an arm that an interrupted run had finished."""
@@ -331,7 +345,7 @@ class _Seed:
         """The arm's rankings of the test lists and its facts, added to what the model has found."""
         test, found = self.training.lists.test.lists, self.found
         with self.work.timed("rank the test lists"):
-            views = ranked(self.policy, [_cut(c, self.model.depth) for c in test], name)
+            views = ranked(self.policy, [_cut(c, self.model.depth) for c in test], name, self.work.log)
         for view, run in views.items():
             label = name if view == "served" else f"{name} alone"
             if view != "served" and arm.name != REFINED:

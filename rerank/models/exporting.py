@@ -93,10 +93,9 @@ def _folder(model: str, out: Path | None) -> Path:
         raise InputError(f"{model} is no folder here: give a folder to export it to (--out FOLDER, out=...)")
     policy = load_policy(model, device="cpu", precision="float32")
     if not isinstance(policy.scorer, CrossEncoderScorer):
-        raise InputError(
-            f"{model} is a light model: its head works on the vectors of an encoder, and there is no transformer to "
-            "export; give a cross-encoder"
-        )
+        what = {"light": "light model, whose head works on the vectors of an encoder"}
+        kind = what.get(policy.scorer.kind, f"{policy.scorer.kind} language model")
+        raise InputError(f"{model} is a {kind}: there is no cross-encoder to export; give one")
     if same:
         return place
     assert out is not None

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 
 from rerank.engine.precision import automatic_device, compute_dtype
-from rerank.errors import DataError, Mismatch
+from rerank.errors import DataError, Mismatch, NotFound
 from rerank.models.backbones import SETTINGS, checked_device
 from rerank.models.language.answering import saved_writing
 from rerank.models.language.generative import GenerativeScorer
@@ -70,7 +70,13 @@ def _with_base(path: str, settings: Mapping[str, Any], dtype: torch.dtype, place
     base, file = settings.get("base"), Path(path) / SETTINGS
     if not isinstance(base, str) or not base.strip():
         raise DataError.at(file, None, f"field 'base' is {base!r:.60}; allowed is the base model's folder or hub id")
-    model, _ = load_language_model(base, dtype, place)
+    try:
+        model, _ = load_language_model(base, dtype, place)
+    except NotFound as error:
+        raise NotFound(
+            f"{path} holds adapters of the model {base!r}, which is not there: put it back, or write into field 'base' "
+            f"of {file} where it is now ({error})"
+        ) from error
     take_adapter(model, Path(path))
     known = settings.get("base_fingerprint")
     if known is not None and known != fingerprint_of(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -81,7 +81,12 @@ def saved_reading(saved: Mapping[str, Any], tokenizer: Any, changes: Mapping[str
         return reading
     if not isinstance(changes, Mapping):
         raise InputError(f"reading must be a table of settings such as {{'window': 20}}, not {changes!r:.80}")
-    return Reading.from_dict(reading.as_dict() | dict(changes))
+    made = Reading.from_dict(reading.as_dict() | dict(changes))
+    stride = getattr(made.windowing, "stride", None)
+    if "windowing" not in changes and stride is not None and stride >= made.window:
+        # A stride that was meant for the model's own window would leave no overlap in a smaller one.
+        return replace(made, windowing=Sliding())
+    return made
 
 
 def windowing_of(value: Any) -> Windowing:
