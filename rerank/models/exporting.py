@@ -94,7 +94,7 @@ def _folder(model: str, out: Path | None) -> Path:
     policy = load_policy(model, device="cpu", precision="float32")
     if not isinstance(policy.scorer, CrossEncoderScorer):
         what = {"light": "light model, whose head works on the vectors of an encoder"}
-        kind = what.get(policy.scorer.kind, f"{policy.scorer.kind} language model")
+        kind = what.get(str(policy.scorer.kind), f"{policy.scorer.kind} language model")
         raise InputError(f"{model} is a {kind}: there is no cross-encoder to export; give one")
     if same:
         return place
