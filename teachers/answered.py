@@ -3,6 +3,7 @@
     {"key": "5f1c...", "model": "m", "query_id": "q1", "shown": ["d3", "d1"], "attempt": 0, "text": "[2] > [1]", ...}
 
 The key names the words and the settings, not the server: the same question has one answer, whoever serves the model.
+A line also has the tokens of prompt and answer as the server counted them and, `foreseen`, as reckoned before that.
 """
 
 from __future__ import annotations
@@ -32,13 +33,26 @@ class Question(NamedTuple):
     """Query, doc ids in the order shown, attempt: for whoever reads the answers."""
 
 
+class Taken(NamedTuple):
+    """What some answers have taken."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    foreseen_in: int = 0
+    """What `tokens_in` was reckoned to be before the server counted."""
+
+
+NOTHING = Taken()
+
+
 @final
 class Answers:
     """The answers in a file, one a line of JSON, appended and forced to disk; without a path, in memory alone."""
 
     def __init__(self, path: Path | str | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self._known: dict[str, Reply] = {} if self.path is None else _load(self.path)
+        self._taken: dict[str, Taken] = {}
+        self._known: dict[str, Reply] = {} if self.path is None else _load(self.path, self._taken)
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -54,9 +68,14 @@ class Answers:
         with self._lock:
             return self._turns.setdefault(key, threading.Lock())
 
-    def keep(self, question: Question, reply: Reply) -> None:
-        """Write an answer down."""
+    def taken(self, model: str) -> Taken:
+        """What all answers of `model` took that were in the file when it was opened."""
+        return self._taken.get(model, NOTHING)
+
+    def keep(self, question: Question, reply: Reply, foreseen: tuple[int, int]) -> None:
+        """Write an answer down; `foreseen` are its tokens in and out as they were reckoned."""
         record = {"key": question.key, "model": question.body["model"], **question.about, **reply._asdict()}
+        record["foreseen"] = foreseen
         with self._lock:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,14 +86,21 @@ class Answers:
             self._known[question.key] = reply
 
 
-def _load(path: Path) -> dict[str, Reply]:
-    """Key -> reply of a file of answers."""
+def _load(path: Path, taken: dict[str, Taken]) -> dict[str, Reply]:
+    """Key -> reply of a file of answers; the tokens of every line are added to `taken`, by model."""
 
     def read(number: int, line: bytes) -> tuple[str, Reply]:
         try:
             record = parsed(line)
-            return record["key"], _reply(record)
-        except (ValueError, KeyError, TypeError):
+            reply, model = _reply(record), str(record["model"])
+            foreseen_in, foreseen_out = map(int, record.get("foreseen", (reply.tokens_in or 0, 0)))
+            tokens_in = foreseen_in if reply.tokens_in is None else reply.tokens_in
+            tokens_out = foreseen_out if reply.tokens_out is None else reply.tokens_out
+            before = taken.get(model, NOTHING)
+            more = (tokens_in, tokens_out, foreseen_in)
+            taken[model] = Taken(*(a + b for a, b in zip(before, more, strict=True)))
+            return record["key"], reply
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError.at(path, number, "this is no answer of a Chat: give another file") from None
 
     return keyed(path, "the answers", read)

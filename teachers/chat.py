@@ -36,7 +36,7 @@ from .answered import Answers, Question
 from .chat_settings import FORMATIVE, ChatSettings
 from .endpoint import Endpoint, Reply
 from .in_order import Turn, Wait, in_order
-from .ledger import Counts, Estimate, Ledger
+from .ledger import Counts, Estimate, Ledger, losses
 
 logger = logging.getLogger("rerank.teachers.chat")
 
@@ -81,7 +81,7 @@ class Chat:
         self.prompt = prompt or (REASONED if settings.reasoning else Prompt())
         self.answers = Answers(answers)
         self._windowing = settings.build_windowing()
-        self._ledger = Ledger(settings)
+        self._ledger = Ledger(settings, self.answers.taken(settings.model))
         self._tokens = _counter(settings.tokenizer)
         formative = [asdict(self.prompt), *(getattr(settings, name) for name in FORMATIVE)]
         self.name = name or f"chat {settings.model} {_digest(formative)[:8]}"
@@ -91,12 +91,17 @@ class Chat:
         """What was done since this object was made."""
         return self._ledger.counts
 
+    @property
+    def summary(self) -> str:
+        """The counts in words."""
+        return self.counts.in_words(self.settings.priced)
+
     def __call__(self, lists: Iterable[CandidateList]) -> Iterator[Ordering]:
         """One ordering a list, without scores, in the order of the lists, as soon as it and those before it are done.
 
         An error comes where its list would have come. Answers under way are waited for, and kept.
         """
-        began, ledger = time.monotonic(), self._ledger
+        began, ledger, before = time.monotonic(), self._ledger, self.counts
         try:
             with Endpoint(self.settings, partial(ledger.add, retries=1)) as endpoint:
 
@@ -111,7 +116,7 @@ class Chat:
                     yield from (ordering for ordering in orderings if ordering is not None)
         finally:
             ledger.add(seconds=time.monotonic() - began)
-            self._tell()
+            self._tell(self.counts.since(before))
 
     def estimate(self, lists: Iterable[CandidateList]) -> Estimate:
         """What asking about `lists` would take, without any request.
@@ -134,8 +139,8 @@ class Chat:
 
         for candidates in lists:
             self._order(candidates, ledger, lambda asked: [self._answer(one, ledger, reply) for one in asked])
-        found, priced = ledger.counts, None not in (self.settings.price_in, self.settings.price_out)
-        cost = found.cost if priced else None
+        found = ledger.counts
+        cost = found.cost if self.settings.priced else None
         return Estimate(
             *(found.lists, found.left_out, found.requests, found.cached, found.tokens_in, found.tokens_out), cost
         )
@@ -170,10 +175,10 @@ class Chat:
         key = int(_digest(candidates.query_id)[:15], 16)
         [scores] = run_plans([self._windowing.plan(len(candidates), self.settings.window, key)], ask)
         if not named:
-            ledger.add(left_out=1)
-            logger.warning(
-                "teacher %r, query %r: left out, no answer names a candidate", self.name, candidates.query_id
-            )
+            level = logging.INFO if ledger.counts.unnamed else logging.WARNING  # the others are counted at the end
+            what = "teacher %r, query %r: left out, no answer names a candidate"
+            logger.log(level, what, self.name, candidates.query_id)
+            ledger.add(left_out=1, unnamed=1)
             return None
         order = sorted(range(len(candidates)), key=lambda i: -scores[i])
         return Ordering(candidates.query_id, tuple(candidates.doc_ids[i] for i in order), self.name)
@@ -220,7 +225,7 @@ class Chat:
             reserved, reply = self._ledger.reserve(tokens_in, limit), None
             try:
                 reply = endpoint.ask(question.body, question.key, wait)
-                self.answers.keep(question, reply)  # first of all: it has been paid for
+                self.answers.keep(question, reply, (tokens_in, tokens_out))  # first of all: it has been paid for
             finally:
                 self._ledger.settle(reserved, reply, tokens_in, tokens_out)
             return reply
@@ -239,22 +244,12 @@ class Chat:
         ledger.add(documents_cut=long)
         return texts
 
-    def _tell(self) -> None:
-        """One line in the log: a warning where anything was lost."""
-        found = self.counts
-        lost = found.left_out or found.malformed or found.documents_cut or found.uncounted
-        logger.log(
-            logging.WARNING if lost else logging.INFO,
-            "teacher %r so far: %d lists, %d left out; %d answers asked for, %d there already, %d attempts repeated; "
-            "%d malformed (%s), %d windows repaired, %d of them without a name; %d documents cut to %s words; "
-            "tokens %d in, %d out (%d answers uncounted), cost %.6g; %.1f s",
-            *(self.name, found.lists, found.left_out, found.requests, found.cached, found.retries, found.malformed),
-            ", ".join(f"{n} {fault}" for fault, n in sorted(found.faults.items())) or "no fault",
-            *(found.repaired, found.useless, found.documents_cut, self.settings.document_words),
-            *(found.tokens_in, found.tokens_out, found.uncounted, found.cost, found.seconds),
-        )
-        if found.faults.get("cut"):
-            logger.warning("teacher %r: %d answers reached max_tokens: raise it", self.name, found.faults["cut"])
+    def _tell(self, found: Counts) -> None:
+        """What was done, in the log, and a warning of each thing that was lost; nothing of what was never asked."""
+        if found.requests + found.cached:
+            logger.info("teacher %r: %s", self.name, found.in_words(self.settings.priced))
+        for words in losses(found, self.settings, self.answers.path):
+            logger.warning("teacher %r: %s", self.name, words)
 
 
 def shown(text: str, words: int | None = None) -> str:

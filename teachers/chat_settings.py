@@ -123,7 +123,10 @@ class ChatSettings:
     price_out: float | None = None
     """Of a million tokens of answers."""
     max_cost: float | None = None
-    """What one Chat may spend; the request that could pass it is not made."""
+    """What the answers of `model` in the file of answers may cost in all, those of earlier runs too (by these prices).
+
+    The request that could pass it is not made. Without a file of answers it is what one Chat may spend.
+    """
     tokenizer: str | None = None
     """Folder of a tokenizer that counts tokens beforehand; None: a token for four ASCII characters or one other."""
 
@@ -140,7 +143,7 @@ class ChatSettings:
             raise InputError("timeout = 0 leaves no time for an answer: give seconds")
         if self.limit_name not in ("max_tokens", "max_completion_tokens"):
             raise InputError(f"limit_name = {self.limit_name!r} must be max_tokens or max_completion_tokens")
-        if self.max_cost is not None and None in (self.price_in, self.price_out):
+        if self.max_cost is not None and not self.priced:
             raise InputError("max_cost needs price_in and price_out: what a million tokens of each cost")
         _check_number("seed", self.seed, 0, whole=True)
         _check_json(self.extra)
@@ -154,6 +157,11 @@ class ChatSettings:
         from rerank.prompting.windows import windowing_named
 
         return windowing_named(self.windowing, **self.windowing_settings)
+
+    @property
+    def priced(self) -> bool:
+        """Whether what an answer costs is known."""
+        return None not in (self.price_in, self.price_out)
 
     def limit(self, n: int) -> int:
         """Tokens that an answer about `n` candidates may have."""

@@ -21,7 +21,7 @@ from rerank.prompting.prompts import Prompt
 from rerank.teachers import Chat, ChatSettings, EndpointError, OverBudget, Remembered
 from rerank.teachers.answered import Answers
 from rerank.teachers.chat import shown
-from rerank.teachers.endpoint import LONGEST_WAIT, Endpoint, read_reply, waiting
+from rerank.teachers.endpoint import LONGEST_WAIT, Endpoint, Reply, read_reply, waiting
 from rerank.teachers.in_order import in_order
 from rerank.teachers.ledger import Ledger
 from rerank.testing import check_teacher, toy_lists
@@ -98,7 +98,7 @@ def test_lists_of_fewer_than_two_candidates_are_left_out_aloud(caplog):
         orderings, counts = asked(stub, [a_list("a", 1), a_list("b", 3), a_list("c", 0)])
     assert [o.query_id for o in orderings] == ["b"]
     assert (counts.lists, counts.left_out) == (3, 2)
-    assert "3 lists, 2 left out" in caplog.text
+    assert "2 of 3 lists left out: fewer than two candidates" in caplog.text
 
 
 def test_documents_are_cut_to_words_and_that_is_said(caplog):
@@ -107,7 +107,7 @@ def test_documents_are_cut_to_words_and_that_is_said(caplog):
         _, counts = asked(stub, [long], document_words=3)
         assert list(candidates_of(stub.bodies[0]).values()) == ["7 one two", "8 one two"]
     assert counts.documents_cut == 1
-    assert "1 documents cut to 3 words" in caplog.text
+    assert "1 documents cut to document_words = 3" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_stays_malformed_is_repaired_in_first_stage_order_from_the_answer_t
         [ordering], counts = asked(stub, [candidates])
     assert ordering.doc_ids == ("c", "b", "a", "d")
     assert (counts.malformed, counts.repaired, counts.useless) == (2, 1, 0)
-    assert "2 malformed (2 missing), 1 windows repaired" in caplog.text
+    assert "1 windows repaired: what their answers leave out follows in first-stage order" in caplog.text
 
 
 @pytest.mark.parametrize("windowing", ["sliding", "disjoint", "tournament", "setwise"])
@@ -221,6 +221,54 @@ def test_a_list_in_whose_windows_nothing_was_named_is_left_out_and_never_invente
     assert [o.query_id for o in orderings] == ["good"]
     assert (counts.left_out, counts.useless, counts.repaired) == (1, 2, 2)
     assert "'bad': left out, no answer names a candidate" in caplog.text
+
+
+def test_lists_without_an_answer_are_warned_of_once_and_counted_with_the_file_of_the_answers(tmp_path, caplog):
+    path = tmp_path / "answers.jsonl"
+    lists = [a_list(f"q{i}", 4) for i in range(9)]
+    with Stub(lambda number, body: "I cannot") as stub:
+        for _ in range(2):  # the second time nothing is asked, and the same is said
+            caplog.clear()
+            orderings, counts = asked(stub, lists, path, concurrency=1)
+            assert orderings == []
+            assert (counts.left_out, counts.unnamed) == (9, 9)
+            warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+            assert sum("left out, no answer" in words for words in warnings) == 1
+            assert len(warnings) == 2
+            [counted] = [words for words in warnings if "9 of 9 lists left out: no answer names a candidate" in words]
+            assert f"can be read in {path}" in counted
+            assert "delete the file, or their lines, to ask anew" in counted
+        assert len(stub.bodies) == 18
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[2:]))
+        stub.behaviour = ()
+        orderings, _ = asked(stub, lists, path, concurrency=1)
+    assert [o.query_id for o in orderings] == ["q0"]
+
+
+def test_the_happy_case_is_told_without_a_warning_and_without_a_cost_that_nobody_knows(caplog):
+    caplog.set_level(logging.INFO, "rerank.teachers.chat")
+    with Stub() as stub:
+        teacher = Chat(settings(stub))
+        list(teacher([a_list("q", 4)]))
+        list(teacher([a_list("r", 4), a_list("s", 4)]))
+    first, second = (r for r in caplog.records if r.name == "rerank.teachers.chat")
+    assert first.levelno == second.levelno == logging.INFO
+    assert "1 lists; 1 answers asked for, 0 there already; tokens 100 in, 20 out; " in first.getMessage()
+    assert "2 lists; 2 answers asked for" in second.getMessage()  # of this call
+    assert teacher.summary.startswith("3 lists; 3 answers asked for")  # of all
+    assert not any(word in caplog.text for word in ("cost", "so far", "malformed", "left out"))
+
+
+@pytest.mark.parametrize("how", ["401", "down"])
+def test_where_nothing_was_answered_the_error_is_all_that_is_said(how, caplog):
+    caplog.set_level(logging.INFO, "rerank.teachers.chat")
+    with Stub(["401"] * 9) as stub:
+        if how == "down":
+            stub.stop()
+            stub.stop = lambda: None
+        with pytest.raises(EndpointError):
+            asked(stub, [a_list(f"q{i}", 4) for i in range(5)], document_words=1)
+    assert not [r for r in caplog.records if r.name == "rerank.teachers.chat"]
 
 
 def test_asking_again_is_the_users_choice():
@@ -867,17 +915,18 @@ def test_counts_tell_requests_tokens_cost_and_seconds(caplog):
     assert json.loads(json.dumps(counts.to_json()))["requests"] == 2
     [line] = [record for record in caplog.records if record.name == "rerank.teachers.chat"]
     assert line.levelno == logging.INFO
-    assert "2 answers asked for, 0 there already, 1 attempts repeated; 0 malformed (no fault)" in line.getMessage()
+    said = "1 lists; 2 answers asked for, 0 there already; 1 attempts repeated; tokens 2000 in, 400 out; cost 0.012; "
+    assert said in line.getMessage()
 
 
 def test_tokens_that_the_server_does_not_count_are_counted_by_the_rule_aloud(caplog):
     with Stub(usage=None) as stub:
-        _, counts = asked(stub, [a_list("q", 10)])
+        _, counts = asked(stub, [a_list("q", 10)], price_in=1.0, price_out=1.0)
         content = stub.bodies[0]["messages"][0]["content"]
     assert counts.uncounted == 1
     assert counts.tokens_in == 8 + -(-len(content) // 4)
     assert counts.tokens_out == 50
-    assert "(1 answers uncounted)" in caplog.text
+    assert "did not count the tokens of 1 answers: their cost is an estimate" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -940,6 +989,50 @@ def test_the_request_that_could_pass_the_ceiling_is_not_made_and_the_rest_is_kep
         more = Chat(settings(stub, max_cost=50.0, **prices), tmp_path / "answers.jsonl")
         assert len(list(more(lists))) == 10
         assert (more.counts.cached, more.counts.requests, len(stub.bodies)) == (5, 5, 10)
+
+
+@pytest.mark.parametrize("usage", [(1000, 20), None])
+def test_the_ceiling_is_of_the_file_of_answers_however_often_it_is_run(tmp_path, usage):
+    path, lists = tmp_path / "answers.jsonl", [a_list(f"q{i}", 4) for i in range(10)]
+    with Stub(usage=usage) as stub:
+        plain = Chat(settings(stub), tmp_path / "one.jsonl")
+        list(plain(lists[:1]))
+        each = plain.counts.tokens_in
+        # Each costs 1, and the answers nothing: there is money for five.
+        prices = {"price_in": 1e6 / each, "price_out": 0.0, "concurrency": 1}
+        before = len(stub.bodies)
+        for run in range(3):
+            with pytest.raises(OverBudget, match=f"after {0 if run == 0 else 5} for the answers .* before and "):
+                list(Chat(settings(stub, max_cost=5.5, **prices), path)(lists))
+            assert len(stub.bodies) - before == 5
+        assert len(list(Chat(settings(stub, max_cost=5.0, **prices), path)(lists[:5]))) == 5  # costs nothing now
+        with pytest.raises(OverBudget, match="after 5 for"):  # other settings, the same model
+            list(Chat(settings(stub, max_cost=5.5, seed=1, **prices), path)(lists))
+        assert len(stub.bodies) - before == 5
+        other = Chat(ChatSettings(url=stub.url, model="another", max_cost=1.5, **prices), path)
+        with pytest.raises(OverBudget, match="after 0 for"):  # a model has prices of its own
+            list(other(lists))
+        assert len(stub.bodies) - before == 6
+        without = Chat(settings(stub, max_cost=1.5, **prices))
+        with pytest.raises(OverBudget, match="after 0 for"):
+            list(without(lists))
+        assert len(stub.bodies) - before == 7
+
+
+def test_a_ledger_begins_with_what_the_lines_of_its_model_took(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    line = {"key": "k", "model": "m", "query_id": "q", **Reply("[1]")._asdict()}
+    counted = {"tokens_in": 1000, "tokens_out": 20}
+    more = [{"foreseen": [70, 5]}, {**counted, "foreseen": [80, 5]}, counted, {**counted, "model": "other"}]
+    lines = [json.dumps({**line, "key": str(number), **one}) for number, one in enumerate(more)]
+    path.write_text("\n".join(lines))
+    assert Answers(path).taken("m") == (70 + 1000 + 1000, 5 + 20 + 20, 70 + 80 + 1000)
+    assert Answers(path).taken("other") == (1000, 20, 1000)
+    assert Answers(path).taken("none") == (0, 0, 0)
+    for wrong in ("x", 3, [1], [1, None], {}):
+        path.write_text(json.dumps({**line, "foreseen": wrong}))
+        with pytest.raises(DataError, match=r"answers\.jsonl:1: this is no answer of a Chat"):
+            Answers(path)
 
 
 def test_requests_under_way_count_against_the_ceiling():

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from rerank.data import read_rankllm, read_texts, write_rankllm
+from rerank.data.rankllm import Requests
 from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.types import Collection, Run
 
@@ -163,3 +164,37 @@ def test_a_place_that_cannot_be_written_is_named_and_no_draft_stays(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "plain"]
     write_rankllm(run, collection, tmp_path / "new" / "deep" / "run.jsonl")
     assert read_rankllm(tmp_path / "new" / "deep" / "run.jsonl")[1].rankings == run.rankings
+
+
+def test_ids_that_are_numbered_anew_in_each_request_come_back_as_they_were(tmp_path):
+    # "1 of request 2" is also somebody's own id; "same" has one text, and is one document.
+    own = "1 of request 2"
+    lists = [{"1": "a", "same": "s"}, {"1": "b", own: "b", "same": "s"}, {"1": "c", own: "d"}]
+    records = [
+        {"query": {"text": "?", "qid": q}, "candidates": [{"docid": d, "doc": t} for d, t in texts.items()], "q": q}
+        for q, texts in enumerate(lists)
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(DataError, match="'1' was given before with another text"):
+        read_rankllm(tmp_path / "r.jsonl")
+    requests = Requests(tmp_path / "r.jsonl")
+    found = {q: [requests.collection.documents[d] for d in requests.run.doc_ids(q)] for q in requests.run.rankings}
+    assert found == {str(q): list(texts.values()) for q, texts in enumerate(lists)}
+    assert requests.run.doc_ids("0") == ("1", "same")
+    assert requests.run.doc_ids("1")[2] == "same"
+
+    turned = {q: tuple((d, -float(i)) for i, (d, _) in enumerate(r[::-1])) for q, r in requests.run.rankings.items()}
+    requests.write(Run(turned), tmp_path / "out.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for before, after in zip(records, written, strict=True):
+        scored = [{**c, "score": -float(i)} for i, c in enumerate(before["candidates"][::-1])]
+        assert after == {**before, "candidates": scored}
+
+
+def test_half_a_surrogate_in_a_field_that_nobody_reads_comes_back(tmp_path):
+    record = {"query": {"text": "?", "qid": "q"}, "candidates": [{"docid": "d", "doc": "x", "url": "\ud800"}]}
+    (tmp_path / "r.jsonl").write_text(json.dumps(record))
+    requests = Requests(tmp_path / "r.jsonl")
+    requests.write(requests.run, tmp_path / "out.json")
+    [written] = json.loads((tmp_path / "out.json").read_text())
+    assert written["candidates"] == [{"docid": "d", "doc": "x", "url": "\ud800", "score": 0.0}]

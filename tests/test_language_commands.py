@@ -108,7 +108,11 @@ def test_a_recipe_clones_and_refines_a_generative_model(base, data, tmp_path):
     out = tmp_path / "run"
     run("train", recipe(tmp_path, data=data, base=base, kind="generative", steps=4, refined=2), "--out", out)
     assert set(means(out)) >= {"first stage", "clone", "refined"}
-    assert settings_of(out / "model")["kind"] == "generative"
+    saved, summary = settings_of(out / "model"), json.loads((out / "summary.json").read_text())
+    assert saved["kind"] == "generative"
+    # Neither expectations of a Plackett-Luce policy nor probabilities are claimed of a model that writes.
+    assert "calibration" not in saved
+    assert not summary["audit"]
     ranked = tmp_path / "ranked.trec"
     asked = ("-c", f"{data}#test", "--run", data / "first.trec", "--precision", "float32")  # as in the recipe
     run("rank", out / "model", *asked, "--out", ranked)
@@ -121,6 +125,15 @@ def test_the_control_of_a_generative_model_is_trained_and_not_left_out(base, dat
     path.write_text(path.read_text().replace("controls = []", 'controls = "labels"'))
     run("train", path, "--out", tmp_path / "run")
     assert set(means(tmp_path / "run")) >= {"clone", "labels", "refined"}
+
+
+def test_malformed_answers_stand_in_the_report(base, data, tmp_path):
+    out, path = tmp_path / "run", recipe(tmp_path, data=data, base=base, kind="generative", steps=1, refined=1)
+    path.write_text(
+        path.read_text().replace("document_tokens = 4", "document_tokens = 4\nwriting = { constrained = false }")
+    )
+    run("train", path, "--out", out)
+    assert "answers of the model were malformed" in (out / "report.html").read_text()
 
 
 def test_any_language_model_ranks_as_it_is(base, tmp_path):
@@ -164,9 +177,12 @@ class TestChatTeacher:
             chat = ("--teacher", "chat", "--url", stub.url, "--model", "stub", "--set", "concurrency=2")
             assert "40 requests for 40 lists (0 answers are there already)" in run(*asked, *chat, "--dry-run")
             assert not stub.bodies
-            assert "40 orderings of 40 lists" in run(*asked, *chat)
+            told = run(*asked, *chat)
+            assert "40 orderings of 40 lists" in told
+            assert "o.jsonl 40 lists; 40 answers asked for, 0 there already; tokens 4000 in, 800 out; " in told
+            assert "cost" not in told
             assert len(stub.bodies) == 40
-            run(*asked, *chat)
+            assert run(*asked, *chat).endswith("o.jsonl")  # nobody was asked
             assert "40 answers are there already" in run(*asked, *chat, "--dry-run")
             assert len(stub.bodies) == 40
         first = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])
@@ -176,6 +192,22 @@ class TestChatTeacher:
             documents[record["_id"]] = int(record["text"])
         assert first["doc_ids"] == sorted(first["doc_ids"], key=lambda d: -documents[d])
         assert (tmp_path / "o.answers.jsonl").exists()
+
+    def test_where_it_orders_nothing_the_file_of_its_answers_is_named(self, base, data, tmp_path):
+        with Stub(lambda number, body: "I cannot") as stub:
+            asked = ["teach", f"{data}#test", "--run", str(data / "first.trec"), "--out", str(tmp_path / "o.jsonl")]
+            result = CliRunner().invoke(cli.app, [*asked, "--teacher", "chat", "--url", stub.url, "--model", "stub"])
+            assert "ordered none of the 40 lists; nothing was written" in str(result.exception)
+            assert f"can be read in {tmp_path / 'o.answers.jsonl'}" in str(result.exception)
+            text = RECIPE.format(data=data, base=base, kind="listwise", steps=2, refined=1)
+            teacher = f'kind = "chat"\nchat = {{ url = "{stub.url}", model = "stub", again = 0 }}'
+            text = text.replace('kind = "recorded"', teacher).replace(f', teachers = ["{data}/teacher.trec"]', "")
+            (tmp_path / "r.toml").write_text(text)
+            before = len(stub.bodies)
+            result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")])
+            assert f"can be read in {tmp_path / 'run' / 'answers.jsonl'}" in str(result.exception)
+            # Neither the dev lists nor the test lists are asked about then.
+            assert 0 < len(stub.bodies) - before < 240
 
     def test_a_recipe_clones_it(self, base, data, tmp_path):
         with Stub() as stub:
@@ -271,6 +303,64 @@ def test_rankllm_requests_come_back_as_rankllm_results(base, data, tmp_path):
     collection, _ = read_rankllm(results)
     assert collection.documents
     assert not (tmp_path / "results.trec").exists()
+
+
+HAND_MADE = [
+    {
+        "topic": {"set": "mine"},
+        "query": {"text": "which is best", "qid": 2, "lang": "en"},
+        "candidates": [
+            {"docid": 1, "doc": {"title": "One", "text": "7", "url": "http://one"}, "judge": None},
+            {"docid": "2", "doc": {"contents": "3"}},
+            {"docid": "3", "doc": "11"},
+        ],
+    },
+    {"query": {"text": "again", "qid": "3"}, "candidates": [], "note": 1.5},
+    {
+        "query": {"text": "which is better", "qid": "x"},
+        "candidates": [{"docid": 1, "score": 9, "doc": "5"}, {"docid": "2", "score": 8.0, "doc": {"contents": "3"}}],
+    },
+]
+
+
+def in_any_order(record):
+    """A result without what ranking decides: the order of its candidates, and their scores."""
+    bare = [json.dumps({k: v for k, v in c.items() if k != "score"}, sort_keys=True) for c in record["candidates"]]
+    return {**record, "candidates": sorted(bare)}
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json"])
+def test_results_are_the_requests_own_records_with_their_candidates_in_a_new_order(name, base, tmp_path, caplog):
+    requests, results = tmp_path / "requests.json", tmp_path / name
+    requests.write_text(json.dumps(HAND_MADE))
+    run("rank", base, "--requests", requests, "--out", results, "--window", 4)
+    text = results.read_text()
+    written = json.loads(text) if name == "r.json" else [json.loads(line) for line in text.splitlines()]
+    assert [in_any_order(r) for r in written] == [in_any_order(r) for r in HAND_MADE]
+    assert written[1] == HAND_MADE[1]
+    assert "1 requests have no candidates, first request 2 (query '3')" in caplog.text
+    # The ids "1" of two requests are two documents: each list is ranked as if it stood alone.
+    for number in (0, 2):
+        (tmp_path / "alone.jsonl").write_text(json.dumps(HAND_MADE[number]))
+        alone = tmp_path / f"alone-{number}.jsonl"
+        run("rank", base, "--requests", tmp_path / "alone.jsonl", "--out", alone, "--window", 4)
+        assert json.loads(alone.read_text()) == written[number]
+        scores = [c["score"] for c in written[number]["candidates"]]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([HAND_MADE[1]], "request 1 (query '3') has no candidates"),
+        ([{**HAND_MADE[0], "note": 12345678}], "request 1 (query '2') holds a number that no float can be"),
+    ],
+)
+def test_requests_that_cannot_be_ranked_are_named(records, message, base, tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps(records).replace("12345678", "1e999"))
+    asked = ["rank", str(base), "--requests", str(tmp_path / "q.json"), "--out", str(tmp_path / "r.json")]
+    assert message in str(CliRunner().invoke(cli.app, asked).exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["q.json"]
 
 
 def _whole(load_collection, data):

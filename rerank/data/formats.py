@@ -17,9 +17,9 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from rerank.errors import DataError, InputError, Mismatch, NotFound, RerankError
 from rerank.types import Collection, Run
@@ -220,30 +220,52 @@ def unique_texts(rows: Iterable[tuple[int | None, str, str]], path: Path | str) 
     return texts
 
 
-def read_rankllm(path: Path | str) -> tuple[Collection, Run]:
-    """The texts and the ranking of RankLLM requests (JSON array, one object, or JSONL).
+class Request(NamedTuple):
+    """One RankLLM request."""
 
-    Integer ids become strings, because RankLLM itself writes them so. Candidates are put in canonical order: by score,
-    ties as in the file. A request without scores keeps the order of the file, with scores 0, -1, -2 ...
+    record: dict[str, Any]
+    """As it stands in the file."""
+    line: int | None
+    """Where, in JSONL."""
+    query_id: str
+    query: str
+    texts: dict[str, str]
+    """Doc id -> text, in the order of `record["candidates"]`."""
+    ranking: tuple[tuple[str, float], ...]
+    """In canonical order: by score, ties as in the file."""
+
+
+def read_requests(path: Path | str) -> list[Request]:
+    """The RankLLM requests of a file (JSON array, one object, or JSONL).
+
+    Integer ids become strings, because RankLLM itself writes them so. A request without scores keeps the order of the
+    file, with scores 0, -1, -2 ...
     """
-    documents: list[tuple[int | None, str, str]] = []
-    queries: dict[str, str] = {}
-    rankings: dict[str, tuple[tuple[str, float], ...]] = {}
+    found: dict[str, Request] = {}
     moved = 0
     for line, where, record in _requests(path):
         query_id, text = _query(record, path, line, where)
-        if query_id in queries:
+        if query_id in found:
             raise DataError.at(path, line, f"{where}query {query_id!r} was given before; one request a query")
-        queries[query_id] = text
         candidates = list(_candidates(record, path, line, where))
-        documents += [(line, doc_id, doc) for doc_id, doc, _ in candidates]
         scored = _scored([(doc_id, score) for doc_id, _, score in candidates], path, line, f"{where}query {query_id!r}")
-        rankings[query_id] = tuple(sorted(scored, key=lambda pair: -pair[1]))
-        moved += rankings[query_id] != tuple(scored)
-    if not queries:
+        ranking = tuple(sorted(scored, key=lambda pair: -pair[1]))
+        moved += ranking != tuple(scored)
+        texts = {doc_id: doc for doc_id, doc, _ in candidates}
+        found[query_id] = Request(record, line, query_id, text, texts, ranking)
+    if not found:
         raise DataError.at(path, None, "the file holds no request")
     if moved:
         log.warning("%s: the candidates of %d queries were not in the order of their scores; sorted", path, moved)
+    return [*found.values()]
+
+
+def read_rankllm(path: Path | str) -> tuple[Collection, Run]:
+    """The texts and the ranking of RankLLM requests, as `read_requests` reads them; one id has one text in all."""
+    requests = read_requests(path)
+    documents = [(one.line, doc_id, text) for one in requests for doc_id, text in one.texts.items()]
+    queries = {one.query_id: one.query for one in requests}
+    rankings = {one.query_id: one.ranking for one in requests}
     name = Path(path).name.split(".")[0]
     return Collection(unique_texts(documents, path) if documents else {}, queries, name=name), Run(rankings, name)
 
@@ -340,5 +362,10 @@ def write_rankllm(run: Run, collection: Collection, path: Path | str) -> None:
         requests.append(json.dumps(request, ensure_ascii=False, allow_nan=False))
     if not requests:
         raise InputError(f"run {run.name!r} has no queries; there is nothing to write")
+    write_records(requests, path)
+
+
+def write_records(records: Sequence[str], path: Path | str) -> None:
+    """Nothing; writes JSON texts, one a line, or as one array where the name ends in `.json` or `.json.gz`."""
     as_array = Path(path).name.removesuffix(".gz").endswith(".json")
-    write_lines([f"[{','.join(requests)}]"] if as_array else requests, path)
+    write_lines([f"[{','.join(records)}]"] if as_array else records, path)

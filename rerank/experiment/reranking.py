@@ -11,16 +11,16 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 from rich.console import Console
 
 from rerank.composition import FIRST_STAGE, retrievers_of
-from rerank.data import candidate_lists, load_collection, read_run, write_rankllm, write_run
+from rerank.data import candidate_lists, load_collection, read_run, write_run
 from rerank.data.collection import shared_queries
 from rerank.data.formats import json_lines, numbered_lines
+from rerank.data.rankllm import Requests
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, NotFound
 from rerank.experiment.journal import Ranking
@@ -29,6 +29,7 @@ from rerank.experiment.shards import (
     Part,
     Portion,
     Shard,
+    Write,
     check_columns,
     digest_of,
     sha256_of,
@@ -68,11 +69,13 @@ class Loading:
     window: int | None = None
     """Of language models: candidates in one prompt; and how longer lists are ranked."""
     windowing: str | None = None
+    document_tokens: int | None = None
 
     @property
     def reading(self) -> dict[str, Any]:
         """How a language model is to read lists, where that is not its own way."""
-        return {name: value for name in ("window", "windowing") if (value := getattr(self, name)) is not None}
+        names = ("window", "windowing", "document_tokens")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def description(self) -> dict[str, Any]:
         """What of it decides the scores, for a manifest."""
@@ -137,6 +140,61 @@ def _text(record: dict[str, Any], path: Path, line: int) -> str:
     return f"{record['title']} {text}" if isinstance(record.get("title"), str) else text
 
 
+@final
+@dataclass(frozen=True)
+class Job:
+    """What is to be reranked, and how."""
+
+    model: str
+    collection: Collection
+    first: Run
+    source: str
+    """The sha256 of the file that `first` is of."""
+    depth: int | None
+    loading: Loading
+
+    def part(
+        self, out: Path, shard: Shard, overwrite: bool, console: Console | None, write: Write | None = None
+    ) -> Part:
+        """The part of `out`; `write` writes results of RankLLM requests, and without it a TREC run is written."""
+        loaded, first, depth = self.collection, self.first, self.depth
+        shared = shared_queries(loaded, first)
+        places = shard.share(
+            [min(len(first.rankings[query_id]), depth or len(loaded.documents)) for query_id in shared]
+        )
+        query_ids = tuple(shared[places.start : places.stop])
+        own = Run({query_id: first.rankings[query_id] for query_id in query_ids}, first.name)
+        lists = {c.query_id: c for c in candidate_lists(_with_queries(loaded, query_ids), own)}
+        if write is None:
+            check_columns((doc_id for c in lists.values() for doc_id in c.doc_ids), "doc id")
+        texts = summed(digest_of((c.query_id, c.query, *c.doc_ids, *c.texts)) for c in lists.values())
+        span = (places.start, places.stop, len(shared))
+        description = self.description(out.stem, shared) | ({} if write is None else {"form": "rankllm"})
+        portion = Portion(shard, description, query_ids, span, texts, self.loading.place)
+
+        def ranks(remaining: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
+            policy = self.loading.policy(self.model)
+            rest = Run({query_id: own.rankings[query_id] for query_id in remaining}, own.name)
+            chosen = [lists[query_id] for query_id in remaining]
+            return _reranked(policy, with_features(policy, self.model, loaded, rest, chosen), depth, out.stem)
+
+        return write_part(portion, out, ranks, overwrite, console, write or write_run)
+
+    def description(self, name: str, query_ids: Sequence[str]) -> dict[str, Any]:
+        """All that decides the result, for a manifest."""
+        queries = self.collection.queries
+        return {
+            "command": "rank",
+            "name": name,
+            "run": self.source,
+            "model": model_digest(self.model, self.loading.backend),
+            "queries": digest_of(text for query_id in query_ids for text in (query_id, queries[query_id])),
+            "documents": len(self.collection.documents),
+            "depth": self.depth,
+            **self.loading.description(),
+        }
+
+
 def rerank_run(
     model: str,
     collection: str,
@@ -147,48 +205,15 @@ def rerank_run(
     shard: Shard = WHOLE,
     overwrite: bool = False,
     console: Console | None = None,
-    form: Literal["trec", "rankllm"] = "trec",
 ) -> Part:
-    """A part of `out` (`form`): the first `depth` documents of each query of `run` reranked, the others below them.
+    """A part of `out`: the first `depth` documents of each query of `run` reranked, the others below them.
 
     Kept query by query: after a fault the same call goes on where it was (`experiment.shards`).
     """
     if out.resolve() == run.resolve():
         raise InputError(f"--out {out} is the run itself; the reranked run needs a file of its own")
-    loaded, first = load_collection(collection), read_run(run)
-    shared = shared_queries(loaded, first)
-    places = shard.share([min(len(first.rankings[query_id]), depth or len(loaded.documents)) for query_id in shared])
-    query_ids = tuple(shared[places.start : places.stop])
-    own = Run({query_id: first.rankings[query_id] for query_id in query_ids}, first.name)
-    lists = {c.query_id: c for c in candidate_lists(_with_queries(loaded, query_ids), own)}
-    if form == "trec":
-        check_columns((doc_id for c in lists.values() for doc_id in c.doc_ids), "doc id")
-    job = {
-        "command": "rank",
-        "name": out.stem,
-        "run": sha256_of(run),
-        "model": model_digest(model, loading.backend),
-        "queries": digest_of(text for query_id in shared for text in (query_id, loaded.queries[query_id])),
-        "documents": len(loaded.documents),
-        "depth": depth,
-        **loading.description(),
-        **({} if form == "trec" else {"form": form}),
-    }
-    texts = summed(digest_of((c.query_id, c.query, *c.doc_ids, *c.texts)) for c in lists.values())
-    portion = Portion(shard, job, query_ids, (places.start, places.stop, len(shared)), texts, loading.place)
-
-    def ranks(remaining: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
-        policy = loading.policy(model)
-        rest = Run({query_id: own.rankings[query_id] for query_id in remaining}, own.name)
-        chosen = [lists[query_id] for query_id in remaining]
-        return _reranked(policy, with_features(policy, model, loaded, rest, chosen), depth, out.stem)
-
-    write = write_run if form == "trec" else partial(_write_results, loaded)
-    return write_part(portion, out, ranks, overwrite, console, write)
-
-
-def _write_results(collection: Collection, run: Run, path: Path) -> None:
-    write_rankllm(run, collection, path)
+    job = Job(model, load_collection(collection), read_run(run), sha256_of(run), depth, loading)
+    return job.part(out, shard, overwrite, console)
 
 
 def rerank_requests(
@@ -200,14 +225,14 @@ def rerank_requests(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Part:
-    """RankLLM requests reranked: results of the same form in `out` (.json or .jsonl), which `read_run` reads too."""
+    """RankLLM requests reranked: in `out` (.json or .jsonl) the same records, their candidates in the new order."""
     if out.name.removesuffix(".gz").rpartition(".")[2] not in ("json", "jsonl"):
         raise InputError(f"--out {out}: results of RankLLM requests are JSON; give a name that ends in .json or .jsonl")
     if out.resolve() == requests.resolve():
         raise InputError(f"--out {out} holds the requests; the results need a file of their own")
-    return rerank_run(
-        model, f"rankllm:{requests}", requests, out, depth, loading, WHOLE, overwrite, console, form="rankllm"
-    )
+    asked = Requests(requests)
+    job = Job(model, asked.collection, asked.run, sha256_of(requests), depth, loading)
+    return job.part(out, WHOLE, overwrite, console, asked.write)
 
 
 def _with_queries(collection: Collection, query_ids: Sequence[str]) -> Collection:

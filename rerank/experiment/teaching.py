@@ -14,6 +14,7 @@ from rerank.experiment.lists import Lists, Part
 from rerank.experiment.workspace import Workspace
 from rerank.recipe import TeacherChoice
 from rerank.teachers import Chat, Estimate, Remembered
+from rerank.teachers.ledger import kept_in
 from rerank.types import CandidateList, Ordering, Run, Teacher
 
 ANSWERS = "answers.jsonl"
@@ -36,6 +37,9 @@ def teach(work: Workspace, lists: Lists) -> Orderings:
     _check_shown(work.recipe.teacher, [c for part in (*lists.train, *lists.held_out, lists.test) for c in part.lists])
     sources = _Teachers(work)
     train = [o for part in lists.train for teacher in sources.of(part) for o in _asked(work, teacher, part)]
+    asked = sum(len(part.lists) for part in lists.train)
+    if asked and not train and work.recipe.teacher.kind == "chat":  # before more is paid for
+        raise InputError(_none_ordered("chat", asked, [t for part in lists.train for t in sources.of(part)]))
     runs: dict[str, Run] = {}
     dev: list[Ordering] = []
     if work.recipe.teacher.kind != "judged":
@@ -85,8 +89,9 @@ def teach_run(
     teachers = teachers_of(choice, recordings, answers=answers_beside(out))
     count = sum(1 for one in teachers for _ in Remembered(one, out)(lists))
     if count == 0:
-        raise InputError(f"the teacher {choice.kind!r} ordered none of the {len(lists)} lists; nothing was written")
-    return f"{count} orderings of {len(lists)} lists: {out}"
+        raise InputError(_none_ordered(choice.kind, len(lists), teachers))
+    done = f"{count} orderings of {len(lists)} lists: {out}"
+    return "\n".join([done, *(one.summary for one in teachers if isinstance(one, Chat) and one.counts.lists)])
 
 
 def estimate_run(collection: str, run: Path, out: Path, choice: TeacherChoice, depth: int | None = None) -> Estimate:
@@ -111,6 +116,13 @@ def _check_shown(choice: TeacherChoice, lists: Sequence[CandidateList]) -> None:
     if choice.kind == "chat":
         settings = chat_settings(choice)
         settings.build_windowing().plan(max(map(len, lists), default=0), settings.window).close()
+
+
+def _none_ordered(kind: str, n_lists: int, teachers: Sequence[Teacher]) -> str:
+    """What is said where no list was ordered: for a chat teacher, where its answers are."""
+    chats = [one for one in teachers if isinstance(one, Chat) and one.counts.unnamed]
+    where = kept_in(chats[0].answers.path) if chats else ""
+    return f"the teacher {kind!r} ordered none of the {n_lists} lists; nothing was written{where}"
 
 
 def _asked(work: Workspace, teacher: Teacher, part: Part) -> list[Ordering]:
