@@ -165,7 +165,8 @@ def teach(
     A language model:  `rerank teach ... --teacher chat --url http://localhost:8000/v1 --model NAME --dry-run`
     """
     from rerank.experiment.teaching import estimate_run, teach_run
-    from rerank.recipe import TeacherChoice, parse_settings
+    from rerank.recipe import TeacherChoice
+    from rerank.toml import parse_settings
 
     if teacher not in ("recorded", "scored", "judged", "chat"):
         raise InputError(f"--teacher {teacher!r} is not one of recorded, scored, judged, chat")

@@ -20,7 +20,7 @@ from rerank.models.encoder import VectorStore, named_failures
 from rerank.models.language.answering import Answering, Writing
 from rerank.models.language.generative import AnyPolicy, GenerativePolicy, GenerativeScorer
 from rerank.models.language.listwise import ListwiseScorer
-from rerank.models.language.model import is_language_model, load_tokenizer
+from rerank.models.language.model import context_of, is_language_model, load_tokenizer
 from rerank.models.language.reading import Reading
 from rerank.models.lora import add_lora
 from rerank.models.policy import FirstStageWeights, ScorePolicy
@@ -237,7 +237,7 @@ def _check_prompts(model: Model, writing: Writing) -> None:
     tokenizer = load_tokenizer(path)
     reading = reading_of(model, tokenizer)
     with named_failures(path):
-        context = getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
+        context = context_of(AutoConfig.from_pretrained(path))
     if model.kind == "listwise":
         reading.prompts(tokenizer).check_context(context)
     else:

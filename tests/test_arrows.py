@@ -31,7 +31,8 @@ ARROWS = {
     "rewards": set(),
     "teachers": FOUNDATION | {"data", "prompting", "retrieval.fusion"},
     "reranker": PURE | {"engine", "models"},
-    "recipe": FOUNDATION | {"evaluation.measures", "engine.precision", "training"},
+    "toml": FOUNDATION,
+    "recipe": FOUNDATION | {"evaluation.measures", "engine.precision", "toml", "training"},
     "composition": PURE
     | {"data", "evaluation", "models", "prompting", "recipe", "reranker", "retrieval", "rewards", "teachers"}
     | {"training"},
@@ -41,7 +42,7 @@ ARROWS = {
     "experiment.keys": FOUNDATION | {"models", "prompting", "recipe", "teachers", "training"},
     "integrations": FOUNDATION | {"reranker"},
     "cli": FOUNDATION
-    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "retrieval", "reranker"},
+    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "retrieval", "reranker", "toml"},
     "testing": FOUNDATION | {"lists", "objective", "plackett_luce"},
     "__init__": {"types", "data", "evaluation", "recipe", "reranker", "experiment"},
     "__main__": {"cli"},

@@ -70,7 +70,7 @@ class GenerativeScorer(Lean):
         self.model, self.precision = model, precision
         self.prompts = self.reading.prompts(tokenizer, thinking=self.writing.thinking > 0)
         self.answering = Answering(self.prompts, self.writing)
-        self.answering.check_context(context_of(model))
+        self.answering.check_context(context_of(model.config))
         self.settle()
         self.following = NextTokens(model, tokenizer.pad_token_id or 0)
         self.pace = decoding.pace_of(self.following)

@@ -45,7 +45,7 @@ class ListwiseScorer(Lean):
         if self.reading.naming != "letters":
             raise InputError("one forward pass tells names of one token apart: naming = 'letters' is needed")
         self.model, self.prompts, self.precision = model, self.reading.prompts(tokenizer), precision
-        self.prompts.check_context(context_of(model))
+        self.prompts.check_context(context_of(model.config))
         model.config.use_cache = False
         self.settle()
         names = torch.tensor([ids[0] for ids in self.prompts.name_ids])

@@ -69,9 +69,9 @@ def is_language_model(path: str) -> bool:
     return architectures[0].endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def context_of(model: Any) -> int | None:
+def context_of(config: Any) -> int | None:
     """Tokens that a model reads at most, where its configuration says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def adapt(model: Any, rank: int) -> None:
