@@ -451,12 +451,13 @@ def _next_steps(folder: Path, model_name: str) -> None:
     model = folder / "model" / model_name
     console.print(f"\nThe report:     {folder / 'report.html'}", highlight=False)
     console.print(f"The model:      {model}", highlight=False)
-    asked = '--query "..." --documents texts.txt'
+    console.print(f'Use it:         rerank rank {model} --query "..." --documents texts.txt', highlight=False)
     settings = model / "rerank.json"
     if settings.is_file() and '"active": true' in settings.read_text(encoding="utf8"):
-        # Without the scores of a first stage, such a model ranks by its plain part alone.
-        asked = "--collection COLLECTION --run RUN --out RERANKED"
-    console.print(f"Use it:         rerank rank {model} {asked}", highlight=False)
+        # Texts alone have no first-stage scores, without which such a model ranks by its plain part.
+        console.print(
+            f"Better, a run:  rerank rank {model} --collection COLLECTION --run RUN --out RERANKED", highlight=False
+        )
     console.print(
         f'In Python:      Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)', highlight=False
     )
