@@ -26,9 +26,10 @@ from rerank.training import loop
 from rerank.training.anchoring import Anchoring, automatic_temperature
 from rerank.training.audit import audit, in_band
 from rerank.training.clone import Clone
+from rerank.training.headroom import has_headroom, relevant_first
 from rerank.training.log import Log
 from rerank.training.loop import Context, Dev, fit
-from rerank.training.refine import Refine, _Reinforcement, has_headroom, relevant_first
+from rerank.training.refine import Refine, _Reinforcement
 from rerank.training.sampling import sublist
 from rerank.training.schedule import Schedule
 from rerank.types import CandidateList, Ordering

@@ -21,8 +21,9 @@ from rerank.models.language.generative import AnyPolicy
 from rerank.recipe import CONTROLS, Model, Recipe
 from rerank.training.clone import Clone
 from rerank.training.controls import inverted_labels, random_labels, shuffled_labels, shuffled_orderings
+from rerank.training.headroom import has_headroom, movable
 from rerank.training.loop import Context
-from rerank.training.refine import Refine, has_headroom, movable
+from rerank.training.refine import Refine
 from rerank.types import CandidateList, Ordering, Reward
 
 CLONE, REFINED, LABELS = "clone", "refined", "labels"

@@ -34,9 +34,9 @@ from rerank.recipe import Model, Recipe
 from rerank.training.audit import audit
 from rerank.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rerank.training.diagnosis import diagnose, weights_changed
+from rerank.training.headroom import has_headroom
 from rerank.training.loop import Context, Dev
 from rerank.training.paid import name_of
-from rerank.training.refine import has_headroom
 from rerank.types import CandidateList, Reward, Run
 
 AUDITED, DIAGNOSED = 128, 64

@@ -101,19 +101,14 @@ class ScorePolicy(nn.Module):
 
     def _of_lists(self, lists: Sequence[CandidateList], logits: Callable[[Sequence[Any]], Tensor]) -> Tensor:
         """Flat logits [n] of lists; by windows where the scorer reads whole lists, and no gradient is wanted."""
-        windowing: Windowing | None = getattr(self.scorer, "windowing", None)
-        if windowing is None or torch.is_grad_enabled():
+        if getattr(self.scorer, "windowing", None) is None or torch.is_grad_enabled():
             return logits(self.item_scorer.encode(lists))
 
-        def ask(asked: Sequence[tuple[int, Window]]) -> list[list[float]]:
-            shown = [lists[i].subset(window) for i, window in asked]
+        def ask(shown: Sequence[CandidateList], windows: Sequence[Window]) -> list[list[float]]:
             found = logits(self.item_scorer.encode(shown))
-            return [row.tolist() for row in found.split([len(candidates) for candidates in shown])]
+            return [row.tolist() for row in found.split([len(window) for window in windows])]
 
-        size: int = self.scorer.window  # type: ignore[assignment]
-        plans = [windowing.plan(len(c), size, key_of("windows", c.query)) for c in lists]
-        flat = [score for row in run_plans(plans, ask) for score in row]
-        return torch.tensor(flat, device=next(self.scorer.parameters(), torch.empty(0)).device)
+        return by_windows(self.scorer, lists, ask)
 
     def logits(self, items: Sequence[Any]) -> Tensor:
         """Logits [n] of encoded pairs, a micro-batch at a time, in as much memory as there is."""
@@ -164,6 +159,25 @@ class ScorePolicy(nn.Module):
         """Log-probabilities [B, S] of the first K places of rankings [B, S, K]."""
         scores = self.scores(lists)
         return plackett_luce.log_prob(scores, mask_of(lists).to(scores.device), rankings)
+
+
+def by_windows(
+    scorer: Any,
+    lists: Sequence[CandidateList],
+    ask: Callable[[Sequence[CandidateList], Sequence[Window]], Sequence[Sequence[float]]],
+) -> Tensor:
+    """Scores [n] of each candidate of each list, in order, as the windowing of `scorer` finds them.
+
+    `ask` gets the lists as they are shown in one round, and the places of their candidates in the lists that they are
+    windows of; it returns the scores of each.
+    """
+    windowing: Windowing = scorer.windowing
+    plans = [windowing.plan(len(c), scorer.window, key_of("windows", c.query)) for c in lists]
+
+    def shown(asked: Sequence[tuple[int, Window]]) -> Sequence[Sequence[float]]:
+        return ask([lists[i].subset(window) for i, window in asked], [window for _, window in asked])
+
+    return torch.tensor([score for row in run_plans(plans, shown) for score in row], device=scorer.device)
 
 
 def _budget_of(scorer: nn.Module) -> int:

@@ -32,6 +32,7 @@ from rerank.randomness import generator
 from rerank.training.anchoring import ENTROPY, Anchoring
 from rerank.training.audit import audit, in_band
 from rerank.training.first_stage import fit_first_stage
+from rerank.training.headroom import refinable, relevant_first
 from rerank.training.loop import Context, fit
 from rerank.training.paid import blamed, checked_pay, name_of, paid
 from rerank.training.schedule import Schedule
@@ -118,9 +119,7 @@ class Refine(Schedule):
                 "note: grpo divides by the deviation of each list's rewards, which scales rare luck up by one to two "
                 "orders of magnitude; rloo does not"
             )
-        usable = movable(lists, reward)
-        if not usable:
-            raise InputError(f"none of the {len(lists)} lists has a relevant candidate to move: nothing to refine")
+        usable = refinable(lists, reward)
         kept = self.within_band(policy, usable, reward, context.seed)
         if self.fit_first_stage and policy.first_stage is not None and not context.resumable():
             alone = _Reinforcement(self, reward, estimator, utility, self._anchoring(policy, kept, context))
@@ -180,25 +179,6 @@ class Refine(Schedule):
         if not kept:
             raise InputError(f"band = {list(self.band)} keeps none of {len(lists)} lists: widen it, or leave it out")
         return kept
-
-
-def has_headroom(candidates: CandidateList) -> bool:
-    """Whether some ranking of the list earns more than another: a relevant candidate and one of another grade."""
-    grades = {max(0, label) for label in candidates.labels or ()}
-    return len(grades) > 1
-
-
-def movable(lists: Sequence[CandidateList], reward: Reward) -> list[CandidateList]:
-    """The lists on which `reward` can tell rankings apart: those with headroom, where it pays by their labels."""
-    if not getattr(reward, "graded", False):
-        return list(lists)  # what pays by something else may have something to gain in any list
-    return [c for c in lists if has_headroom(c)]
-
-
-def relevant_first(candidates: CandidateList) -> list[int]:
-    """Indices of the relevant candidates, highest grade first; none for an unjudged list."""
-    labels = candidates.labels or ()
-    return sorted((i for i, label in enumerate(labels) if label > 0), key=lambda i: -labels[i])
 
 
 @final

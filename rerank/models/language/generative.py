@@ -35,11 +35,9 @@ from rerank.models.language.model import Lean, context_of
 from rerank.models.language.next_tokens import NextTokens, padded_ids
 from rerank.models.language.permutations import Permutation, Writer, Written
 from rerank.models.language.prompt_tokens import PromptItem
-from rerank.models.language.reading import Reading
-from rerank.models.policy import ScorePolicy
+from rerank.models.language.reading import Reading, ReadsLists
+from rerank.models.policy import ScorePolicy, by_windows
 from rerank.prompting.scales import Window
-from rerank.prompting.windows import Windowing, run_plans
-from rerank.randomness import key_of
 from rerank.types import CandidateList, Rollout
 
 logger = logging.getLogger("rerank.models")
@@ -49,12 +47,10 @@ KEPT_ON_CPU = 8
 
 
 @final
-class GenerativeScorer(Lean):
+class GenerativeScorer(ReadsLists, Lean):
     """A transformers causal language model that writes orders; to the engine, one that weighs the options of each."""
 
     kind = "generative"
-    in_order = True
-    """Whether answers depend on the order in which candidates come."""
 
     def __init__(
         self,
@@ -74,25 +70,6 @@ class GenerativeScorer(Lean):
         self.settle()
         self.following = NextTokens(model, tokenizer.pad_token_id or 0)
         self.pace = decoding.pace_of(self.following)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
-    @property
-    def window(self) -> int:
-        """Candidates that a prompt shows at most."""
-        return self.reading.window
-
-    @property
-    def windowing(self) -> Windowing:
-        """How longer lists are ranked."""
-        return self.reading.windowing
-
-    def body(self) -> list[nn.Parameter]:
-        """All parameters: what ranks is what was pretrained."""
-        return list(self.model.parameters())
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PromptItem]:
         """One prompt for each list, which must fit into it."""
@@ -208,14 +185,11 @@ class GenerativePolicy(nn.Module):
     def served_of(self, lists: Sequence[CandidateList]) -> Tensor:
         """The scores [n] of each candidate of each list, in order; they fall along the ranking that is written."""
 
-        def ask(asked: Sequence[tuple[int, Window]]) -> list[list[float]]:
-            shown = [lists[i].subset(window) for i, window in asked]
+        def ask(shown: Sequence[CandidateList], windows: Sequence[Window]) -> list[list[float]]:
             found = self.drafts(self.scorer.encode(shown), None)
-            return [self._scores(writer, window) for (_, window), [writer] in zip(asked, found, strict=True)]
+            return [self._scores(writer, window) for window, [writer] in zip(windows, found, strict=True)]
 
-        windowing, size = self.scorer.windowing, self.scorer.window
-        plans = [windowing.plan(len(c), size, key_of("windows", c.query)) for c in lists]
-        return torch.tensor([score for row in run_plans(plans, ask) for score in row], device=self.scorer.device)
+        return by_windows(self.scorer, lists, ask)
 
     def _scores(self, writer: Writer, window: Window) -> list[float]:
         order, _ = self.read(writer, len(window), window)

@@ -16,27 +16,24 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rerank.engine.precision import autocast, compute_dtype, keep_few_kernels
 from rerank.errors import InputError
 from rerank.models.language.model import Lean, context_of
 from rerank.models.language.next_tokens import NextTokens, padded_ids
 from rerank.models.language.prompt_tokens import PromptItem
-from rerank.models.language.reading import Reading
-from rerank.prompting.windows import Windowing
+from rerank.models.language.reading import Reading, ReadsLists
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")
 
 
 @final
-class ListwiseScorer(Lean):
+class ListwiseScorer(ReadsLists, Lean):
     """Scores the candidates of a list with a transformers causal language model."""
 
     kind = "listwise"
-    in_order = True
-    """Whether scores depend on the order in which candidates come."""
 
     def __init__(self, model: Any, tokenizer: Any, reading: Reading | None = None, precision: str = "auto") -> None:
         super().__init__()
@@ -52,25 +49,6 @@ class ListwiseScorer(Lean):
         self.names: Tensor
         self.register_buffer("names", names.to(self.device), persistent=False)
         self.following = NextTokens(model, tokenizer.pad_token_id or 0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
-    @property
-    def window(self) -> int:
-        """Candidates that a prompt shows at most."""
-        return self.reading.window
-
-    @property
-    def windowing(self) -> Windowing:
-        """How longer lists are ranked."""
-        return self.reading.windowing
-
-    def body(self) -> list[nn.Parameter]:
-        """All parameters: what ranks is what was pretrained."""
-        return list(self.model.parameters())
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PromptItem]:
         """One item for each list, which must fit into one prompt."""

@@ -160,11 +160,23 @@ class Lean(nn.Module):
     Both would otherwise hold it again and again (the best weights so far, each arm of a run, the anchor's reference).
     """
 
+    model: Any
+    """The causal language model; the only thing here that has weights."""
+
     def __init__(self) -> None:
         super().__init__()
         self._base: frozenset[str] = frozenset()
         self.register_state_dict_post_hook(_without_base)
         self.register_load_state_dict_post_hook(_forgive_base)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def body(self) -> list[nn.Parameter]:
+        """All parameters: what ranks is what was pretrained."""
+        return list(self.model.parameters())
 
     def settle(self) -> None:
         """Nothing; what does not learn now is the base."""

@@ -67,6 +67,24 @@ class Reading:
         return cls(**settings)
 
 
+class ReadsLists:
+    """What every scorer that is shown whole lists says of itself."""
+
+    reading: Reading
+    in_order = True
+    """Whether what is said of candidates depends on the order in which they come."""
+
+    @property
+    def window(self) -> int:
+        """Candidates that a prompt shows at most."""
+        return self.reading.window
+
+    @property
+    def windowing(self) -> Windowing:
+        """How longer lists are ranked."""
+        return self.reading.windowing
+
+
 def saved_reading(saved: Mapping[str, Any], tokenizer: Any, changes: Mapping[str, Any] | None, file: Path) -> Reading:
     """How a model reads lists: as the settings `saved` in `file` say, in its chat's words where it has none.
 

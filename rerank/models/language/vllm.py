@@ -15,23 +15,33 @@ from rerank.errors import InputError
 from rerank.models.backbones import SETTINGS
 from rerank.models.language.model import load_tokenizer
 from rerank.models.language.prompt_tokens import PromptItem
-from rerank.models.language.reading import Reading, saved_reading
+from rerank.models.language.reading import Reading, ReadsLists, saved_reading
 from rerank.models.language.vllm_engine import EngineSettings, VllmEngine
-from rerank.prompting.windows import Windowing
 from rerank.types import CandidateList
 
 
-@final
-class VllmScorer(nn.Module):
-    """Scores lists as `ListwiseScorer` does, with a vLLM engine; it has no parameters, so nothing of it can learn."""
+class OnEngine(ReadsLists, nn.Module):
+    """What both kinds of models on an engine have in common: nothing of them is in this process, or can learn."""
 
-    kind = "listwise"
-    in_order = True
-    """Whether scores depend on the order in which candidates come."""
     budget = sys.maxsize
     """The engine makes up its own batches, of all prompts that there are."""
     device = torch.device("cpu")
-    """Where scores come back to."""
+    """Where results come back to."""
+
+    def body(self) -> list[nn.Parameter]:
+        """Nothing: the engine's weights are not ours to train."""
+        return []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnEngine:
+        """Itself: an engine is there once."""
+        return self
+
+
+@final
+class VllmScorer(OnEngine):
+    """Scores lists as `ListwiseScorer` does, with a vLLM engine; it has no parameters, so nothing of it can learn."""
+
+    kind = "listwise"
 
     def __init__(self, engine: VllmEngine, reading: Reading | None = None) -> None:
         super().__init__()
@@ -72,29 +82,11 @@ class VllmScorer(nn.Module):
         scorer.base = saved.get("base")
         return scorer
 
-    @property
-    def window(self) -> int:
-        """Candidates that a prompt shows at most."""
-        return self.reading.window
-
-    @property
-    def windowing(self) -> Windowing:
-        """How longer lists are ranked."""
-        return self.reading.windowing
-
-    def body(self) -> list[nn.Parameter]:
-        """Nothing: the engine's weights are not ours to train."""
-        return []
-
     def train(self, mode: bool = True) -> VllmScorer:
         """The scorer as it is; an error where it is to learn."""
         if mode:
             raise InputError("a model on vLLM has no weights to train: load it with backend = 'torch', and train that")
         return super().train(False)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> VllmScorer:
-        """Itself: an engine is there once."""
-        return self
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PromptItem]:
         """One item for each list, which must fit into one prompt."""

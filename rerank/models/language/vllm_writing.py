@@ -13,7 +13,6 @@ process.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rerank.errors import InputError
 from rerank.models.backbones import SETTINGS
@@ -30,9 +29,8 @@ from rerank.models.language.model import load_tokenizer
 from rerank.models.language.permutations import Permutation, Writer
 from rerank.models.language.prompt_tokens import PromptItem
 from rerank.models.language.reading import Reading, saved_reading
-from rerank.models.language.vllm import check_device, check_kind
+from rerank.models.language.vllm import OnEngine, check_device, check_kind
 from rerank.models.language.vllm_engine import EngineSettings, VllmEngine
-from rerank.prompting.windows import Windowing
 from rerank.randomness import generator
 from rerank.types import CandidateList
 
@@ -49,19 +47,13 @@ class Rollouts(NamedTuple):
 
 
 @final
-class VllmWriter(nn.Module):
+class VllmWriter(OnEngine):
     """Writes answers as `GenerativeScorer` does; `GenerativePolicy` takes it in that one's place. Nothing of it learns.
 
     Fresh weights between steps of training: `engine.take_weights_of(scorer, folder)`.
     """
 
     kind = "generative"
-    in_order = True
-    """Whether answers depend on the order in which candidates come."""
-    budget = sys.maxsize
-    """The engine makes up its own batches, of all answers that there are."""
-    device = torch.device("cpu")
-    """Where results come back to."""
 
     def __init__(self, engine: VllmEngine, reading: Reading | None = None, writing: Writing | None = None) -> None:
         super().__init__()
@@ -98,24 +90,6 @@ class VllmWriter(nn.Module):
         options = options_of(reading)
         engine = VllmEngine.started(path, saved, room, options, precision, settings or EngineSettings())
         return cls(engine, reading, writing)
-
-    @property
-    def window(self) -> int:
-        """Candidates that a prompt shows at most."""
-        return self.reading.window
-
-    @property
-    def windowing(self) -> Windowing:
-        """How longer lists are ranked."""
-        return self.reading.windowing
-
-    def body(self) -> list[nn.Parameter]:
-        """Nothing: the engine's weights are not ours to train."""
-        return []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> VllmWriter:
-        """Itself: an engine is there once."""
-        return self
 
     def encode(self, lists: Sequence[CandidateList]) -> list[PromptItem]:
         """One prompt for each list, which must fit into it."""

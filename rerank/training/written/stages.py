@@ -32,6 +32,7 @@ from rerank.models.language.generative import GenerativePolicy
 from rerank.models.language.permutations import Writer, Written
 from rerank.randomness import generator, key_of
 from rerank.training.anchoring import anchor_strength
+from rerank.training.headroom import refinable, relevant_first
 from rerank.training.loop import Context, fit
 from rerank.training.paid import paid
 from rerank.training.sampling import Portion
@@ -155,8 +156,6 @@ def refine_written(
     malformed_price: float = MALFORMED_PRICE,
 ) -> dict[str, Any]:
     """Train `policy` in place to earn `reward`; `settings` is a `Refine`, the report that of its `run`."""
-    from rerank.training.refine import movable, relevant_first
-
     estimator = check_refinement(settings, reward)
     check_price(malformed_price)
     if estimator == "grpo":
@@ -164,9 +163,7 @@ def refine_written(
             "note: grpo divides by the deviation of each list's rewards, which scales rare luck up by one to two "
             "orders of magnitude; rloo and reward_to_go do not"
         )
-    usable = movable(lists, reward)
-    if not usable:
-        raise InputError(f"none of the {len(lists)} lists has a relevant candidate to move: nothing to refine")
+    usable = refinable(lists, reward)
     kept = settings.within_band(policy, usable, reward, context.seed)
     weight = anchor_strength(settings.anchor, len(kept)) * (AUTO_ANCHOR if settings.anchor == "auto" else 1.0)
     anchor = WrittenAnchor(policy, weight, settings.reset_reference)
