@@ -13,7 +13,8 @@ FOUNDATION = {"types", "errors"}
 PURE = FOUNDATION | {"lists", "plackett_luce", "randomness"}
 
 # part of rerank -> the other parts that it may import. A part is a folder or a file of the package; the way up is
-# types, errors < lists, plackett_luce < objective, engine < models < training < recipe < composition < experiment < cli
+# types, errors < lists, plackett_luce < objective, engine < models < training < recipe < composition < experiment
+# < bench, explore < cli
 ARROWS = {
     "types": set(),
     "errors": set(),
@@ -29,7 +30,7 @@ ARROWS = {
     "retrieval": FOUNDATION | {"data"},
     "evaluation": FOUNDATION | {"data"},
     "rewards": set(),
-    "teachers": FOUNDATION | {"data", "prompting", "retrieval.fusion"},
+    "teachers": FOUNDATION | {"data", "http", "prompting", "retrieval.fusion"},
     "reranker": PURE | {"engine", "models"},
     "toml": FOUNDATION,
     "recipe": FOUNDATION | {"evaluation.measures", "engine.precision", "toml", "training"},
@@ -40,9 +41,14 @@ ARROWS = {
     | {"composition", "data", "engine", "evaluation", "models", "recipe", "reranker", "retrieval", "training"},
     "experiment.teaching": PURE | {"composition", "data", "engine", "experiment", "recipe", "teachers"},
     "experiment.keys": FOUNDATION | {"models", "prompting", "recipe", "teachers", "training"},
+    "http": FOUNDATION,
+    "bench": PURE
+    | {"composition", "data", "evaluation", "experiment", "http", "models", "recipe", "reranker", "retrieval", "toml"},
+    "explore": PURE | {"composition", "data", "evaluation", "experiment", "models", "recipe", "reranker", "retrieval"},
     "integrations": FOUNDATION | {"reranker"},
     "cli": FOUNDATION
-    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "retrieval", "reranker", "toml"},
+    | {"bench", "composition", "data", "evaluation", "experiment", "explore", "models", "recipe", "retrieval"}
+    | {"reranker", "toml"},
     "testing": FOUNDATION | {"lists", "objective", "plackett_luce"},
     "__init__": {"types", "data", "evaluation", "recipe", "reranker", "experiment"},
     "__main__": {"cli"},
