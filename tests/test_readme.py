@@ -107,3 +107,10 @@ def test_the_page_of_recipe_keys_is_what_the_command_prints():
 
     page = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf8")
     assert page == recipe_keys(), "run: rerank keys > docs/recipe.md"
+
+
+def test_the_tables_of_the_readme_are_made_of_the_results_that_lie_in_benchmarks():
+    from benchmarks import readme
+
+    assert {found["name"] for found in readme.BLOCK.finditer(README)} == set(readme.TABLES)
+    assert readme.written(README) == README, "run `python benchmarks/readme.py`"
