@@ -7,44 +7,21 @@ versions, hardware, commit, command.
 from __future__ import annotations
 
 import json
-import platform
 import re
-import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rerank.experiment.stamp import commit, hardware
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def hardware() -> dict[str, str]:
-    """Processor and memory, as far as the system tells."""
-    found = {"machine": platform.machine()}
-    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    if cpuinfo.exists():
-        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf8").splitlines()]
-        found["processor"] = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
-        found["cores"] = str(sum(key.strip() == "processor" for key, _, _ in lines))
-        flags = next((value.split() for key, _, value in lines if key.strip() == "flags"), [])
-        found["bfloat16"] = "native" if {"avx512_bf16", "amx_bf16"} & set(flags) else "none"
-    if meminfo.exists():
-        found["memory"] = meminfo.read_text(encoding="utf8").splitlines()[0].partition(":")[2].strip()
-    return found
-
-
-def commit() -> str:
-    """The commit of this checkout, with `+` where files differ from it."""
-    run = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*run, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def stamp() -> dict[str, Any]:
     """When, of what and on what a result was measured."""
     today = datetime.now(timezone.utc).date().isoformat()
-    return {"date": today, "commit": commit(), "hardware": hardware()}
+    return {"date": today, "commit": commit() or "unknown", "hardware": hardware()}
 
 
 def record(folder: Path) -> Path:

@@ -34,18 +34,16 @@ import argparse
 import json
 import logging
 import re
-import subprocess
 import sys
 import time
 import warnings
 from dataclasses import replace
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import RESULTS, hardware, stamp
+from record import RESULTS, stamp
 from speed.material import Material, material, say
 from speed.memory import child, memory
 from speed.peak import peak
@@ -99,7 +97,7 @@ def measure(given: argparse.Namespace, plan: Plan, device: str, before: dict[str
             continue
         start = time.perf_counter()
         figures, content["ratios"][part] = _part(part, given, plan, device, found, content)
-        when = {key: value for key, value in stamped().items() if key != "hardware"}
+        when = {key: value for key, value in stamp().items() if key != "hardware"}
         content[part] = {**when, "seconds": time.perf_counter() - start, **figures}
         say(f"{part}: {time.perf_counter() - start:.0f} s")
     return content
@@ -133,16 +131,7 @@ def facts(device: str) -> dict[str, Any]:
         "auto precision": str(compute_dtype("auto", torch.device(device)) or torch.float32).removeprefix("torch."),
         "versions": versions,
     }
-    return {**stamped(), **known}
-
-
-def stamped() -> dict[str, Any]:
-    """The stamp of a result, without the commit where the tree is a copy without git."""
-    try:
-        return stamp()
-    except (OSError, subprocess.CalledProcessError):
-        today = datetime.now(timezone.utc).date().isoformat()
-        return {"date": today, "commit": "unknown", "hardware": hardware()}
+    return {**stamp(), **known}
 
 
 def _again(given: argparse.Namespace) -> list[str]:

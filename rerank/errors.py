@@ -21,6 +21,7 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class RerankError(Exception):
@@ -66,6 +67,14 @@ class EndpointError(RerankError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Unfinished(RerankError):
+    """A part of the work failed; the rest is done, written, and in `found` (None where nothing could be done)."""
+
+    def __init__(self, message: str, found: Any = None) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class OverBudget(RerankError):

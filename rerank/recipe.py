@@ -107,6 +107,8 @@ class Source:
     ten answers"), in the order of the first retriever."""
     limit: int | None = None
     """Use only this many queries (the first by hash of their ids)."""
+    licence: str = ""
+    """Its licence or terms, for the model's card: "cc-by-sa-4.0", or a sentence; empty: the card says "not stated"."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -215,6 +217,9 @@ class Model:
     precision: str = "auto"
     first_stage: Literal["auto", "on", "off"] = "auto"
     """Whether first-stage scores are part of the score; auto decides on the dev lists after cloning."""
+    licence: str = ""
+    """Under which the model is handed on, for its card: an id of the hub such as "apache-2.0", or a name; empty: the
+    card says "not stated". What it is made from (backbone, data, teacher) may bind you."""
     dev_lists: int | None = None
     """Use only this many dev lists, where measuring all would take longer than learning."""
     depth: int | None = None

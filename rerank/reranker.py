@@ -73,7 +73,10 @@ class Reranker:
         return f"Reranker({self.policy.scorer.kind}, {getattr(self.policy.scorer, 'device', 'cpu')})"
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the model to a folder; a cross-encoder loads in sentence-transformers too."""
+        """Write the model and its card to a folder; a cross-encoder loads in sentence-transformers too.
+
+        A README.md that somebody wrote by hand is kept. `rerank push FOLDER OWNER/NAME` sends the folder to the hub.
+        """
         save_policy(self.policy, Path(path))
 
     def rank(

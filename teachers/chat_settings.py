@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
-from urllib.parse import urlsplit
 
 from rerank.errors import InputError
+from rerank.http import check_url, check_variable
 
 THOUGHT = 8192
 """Tokens that a model may think for, where `max_tokens` does not say."""
@@ -26,20 +25,6 @@ FORMATIVE = (
 )
 """Settings that decide what is said; the others decide how it is fetched."""
 OPTIONAL = ("document_words", "temperature", "seed", "max_tokens", "price_in", "price_out", "max_cost")
-
-
-def check_url(url: str) -> None:
-    """Nothing; raises InputError unless `url` is http(s)://host[:port][/path]."""
-    allowed = "must be http(s)://host[:port]/path, such as http://localhost:8000/v1"
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise InputError(f"url {allowed}: {error}") from None
-    if "@" in url or parts.query or parts.fragment:
-        raise InputError(f"url {allowed}, without a password or a query; name a variable with the key in key_variable")
-    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url):
-        raise InputError(f"url = {url!r} {allowed}")
 
 
 def _check_number(name: str, value: Any, least: int, whole: bool) -> None:
@@ -61,10 +46,8 @@ def _check_kinds(settings: ChatSettings) -> None:
     for name, (kind, words) in kinds.items():
         if not isinstance(getattr(settings, name), kind):
             raise InputError(f"{name} = {getattr(settings, name)!r} must be {words}")
-    variable, folder = settings.key_variable, settings.tokenizer
-    # Names are in capitals, so that a key given here by mistake is refused, and not repeated.
-    if variable is not None and not (isinstance(variable, str) and re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable)):
-        raise InputError("key_variable is the NAME of an environment variable, such as OPENAI_API_KEY, not a key")
+    check_variable("key_variable", settings.key_variable)
+    folder = settings.tokenizer
     # Any other name would be looked for on the hub.
     if folder is not None and not (isinstance(folder, str) and Path(folder).is_dir()):
         raise InputError(f"tokenizer = {folder!r} is no folder: give the folder of a tokenizer, or leave it out")
@@ -131,7 +114,7 @@ class ChatSettings:
     """Folder of a tokenizer that counts tokens beforehand; None: a token for four ASCII characters or one other."""
 
     def __post_init__(self) -> None:
-        check_url(self.url)
+        check_url(self.url, "name a variable with the key in key_variable")
         _check_kinds(self)
         if not self.model:
             raise InputError("model is empty: give the name under which the server has it")

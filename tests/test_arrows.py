@@ -44,7 +44,8 @@ ARROWS = {
     "http": FOUNDATION,
     "bench": PURE
     | {"composition", "data", "evaluation", "experiment", "http", "models", "recipe", "reranker", "retrieval", "toml"},
-    "explore": PURE | {"composition", "data", "evaluation", "experiment", "models", "recipe", "reranker", "retrieval"},
+    "explore": PURE
+    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "reranker", "retrieval", "training"},
     "integrations": FOUNDATION | {"reranker"},
     "cli": FOUNDATION
     | {"bench", "composition", "data", "evaluation", "experiment", "explore", "models", "recipe", "retrieval"}

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from rerank.prompting.prompts import Prompt
 from rerank.teachers import Chat, ChatSettings, EndpointError, OverBudget, Remembered
 from rerank.teachers.answered import Answers
 from rerank.teachers.chat import shown
-from rerank.teachers.endpoint import LONGEST_WAIT, Endpoint, Reply, read_reply, waiting
+from rerank.teachers.endpoint import Endpoint, Reply, read_reply
 from rerank.teachers.in_order import in_order
 from rerank.teachers.ledger import Ledger
 from rerank.testing import check_teacher, toy_lists
@@ -310,27 +308,6 @@ def test_a_retry_after_is_heeded():
     with Stub(["busy"]) as stub:
         asked(stub, [a_list("q", 4)])
         assert stub.times[1] - stub.times[0] >= 1.0
-
-
-def test_waits_grow_are_drawn_by_key_and_have_a_bound():
-    assert waiting(1.0, 3, "a") == waiting(1.0, 3, "a") != waiting(1.0, 3, "b")
-    for attempt in range(6):
-        for key in "abcdefgh":
-            assert 0.5 * 2**attempt <= waiting(1.0, attempt, key) <= 2**attempt
-    assert waiting(1.0, 10**6, "a") <= LONGEST_WAIT
-    assert waiting(0.001, 0, "a", "7") == waiting(0.001, 5, "b", " 7.0 ") == 7.0
-    assert waiting(0.0, 0, "a", "86400") == LONGEST_WAIT
-
-
-@pytest.mark.parametrize("nonsense", ["", "soon", "-5", "nan", "inf", "1e999", "Wed, 99 Nov 2026 10:00:00 GMT"])
-def test_a_retry_after_that_says_nothing_is_not_heeded(nonsense):
-    assert waiting(0.001, 0, "a", nonsense) <= 0.001
-
-
-def test_a_retry_after_may_be_a_date():
-    later = datetime.now(timezone.utc) + timedelta(seconds=30)
-    assert 25 < waiting(0.0, 0, "a", format_datetime(later, usegmt=True)) <= 30
-    assert waiting(0.0, 0, "a", format_datetime(later - timedelta(days=1), usegmt=True)) == 0.0
 
 
 def test_trouble_that_does_not_pass_is_an_error_once_the_attempts_are_spent():

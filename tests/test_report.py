@@ -1,27 +1,36 @@
-"""The HTML report: self-contained, safe with hostile texts, and honest about what it was not given."""
+"""The HTML reports: self-contained, safe with hostile texts, and honest about what they were not given."""
 
 import base64
 import hashlib
 import json
 import logging
-import random
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
 
 import pytest
+from report_folders import SETS, bench_folder, diagnosed, run_folder
 
-from rerank.errors import DataError, NotFound
-from rerank.evaluation import changes_json, compare, largest_changes, write_report
+from rerank.errors import DataError, InputError, NotFound
+from rerank.evaluation import changes_from_json, changes_json, compare, largest_changes, write_report
+from rerank.evaluation.across import across
+from rerank.evaluation.audited import MEANINGS, audits
+from rerank.evaluation.bench_page import bench_page
 from rerank.evaluation.drawing import curve, gains, plot, round_axis, spots, stages
-from rerank.evaluation.findings import calibrations, diagnoses, forests, models_of
-from rerank.evaluation.report import FILES
+from rerank.evaluation.findings import calibrations, diagnoses
+from rerank.evaluation.forests import forests, models_of
+from rerank.evaluation.marking import marked
+from rerank.evaluation.side_by_side import SideBySide, side_by_side
 from rerank.evaluation.tables import Cell, Comparison, Table
-from rerank.evaluation.wording import decimal
+from rerank.evaluation.train_page import FILES
+from rerank.evaluation.wording import decimal, signed
+from rerank.training.audit import Audit
 from rerank.types import Collection, Run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 SECTIONS = [
-    "answer", "table", "stages", "gain", "queries", "changes", "audit", "diagnosis", "calibration", "training", "again",
+    "answer", "table", "stages", "gain", "queries", "run-changes", "audit", "diagnosis", "calibration", "training",
+    "again",
 ]  # fmt: skip
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -56,97 +65,6 @@ class Page(HTMLParser):
 
     def ids(self):
         return [attrs["id"] for _, attrs in self.tags if "id" in attrs]
-
-
-def diagnosed(lift, **others):
-    """One arm's diagnosis in the form in which training writes it."""
-    return {
-        "lists": 64,
-        "greedy": 0.5 + lift,
-        "expected": 0.4 + lift,
-        "entropy_by_rank": [3.0 - 0.1 * r for r in range(10)],
-        "kl": lift or None,
-        "best_at": {str(2**i): 0.4 + lift + 0.03 * i for i in range(9)},
-        "distinct_top": 120.5,
-        "agreement": 0.62,
-        "label_agreement": 0.31,
-        "correlations": {"length": -0.12, "position": -0.4, "bm25": 0.5},
-        "weights_changed": {"dtype": "float32", "tolerances": {"0": 0.9999, "1e-6": 0.415}},
-        **others,
-    }
-
-
-CALIBRATED = {
-    "kind": "affine",
-    "a": 1.312,
-    "b": -0.774,
-    "n": 1800,
-    "base_rate": 0.2134,
-    "ece_before": 0.1432,
-    "ece": 0.0211,
-    "brier_before": 0.1833,
-    "brier": 0.1322,
-    "bins": [{"predicted": p / 10, "observed": p / 10, "count": 100} for p in range(1, 10)],
-    "thresholds": [
-        {"precision": 0.8, "threshold": 0.72, "recall": 0.335},
-        {"precision": 0.95, "threshold": None, "recall": None},
-    ],
-}
-AUDIT = {"lists": 43, "saturated": 0.125, "headroom": 0.422, "advice": "Refine: there is headroom."}
-
-
-def run_folder(folder, queries=12, hostile="", leave_out=(), seconds=True, seeds=1):
-    """A run folder made the way a run makes it, from made-up runs."""
-    rng = random.Random(1)
-    ids = [f"{hostile}q{i}" for i in range(queries)]
-    qrels = {q: {f"{hostile}d{j}": int(j < 3) for j in range(20)} for q in ids}
-    model = f"light{hostile}"
-    noise = {"clone": 1.5, "refined": 0.3, "labels": 0.5, "random reward": 1.6}
-    runs = {
-        f"{model} {arm}": [
-            Run.from_scores({q: {d: g + rng.gauss(0, s) for d, g in grades.items()} for q, grades in qrels.items()})
-            for _ in range(seeds)
-        ]
-        for arm, s in noise.items()
-    }
-    clone, refined, labels, corrupted = runs
-    collection = Collection(
-        {f"{hostile}d{j}": f"text {j} {hostile}" for j in range(20)}, {q: f"what is {q}" for q in ids}
-    )
-    spent = {refined: 135.0} if seconds else None
-    against = [(refined, clone), (refined, labels), (labels, clone), (corrupted, clone)]
-    table = compare(runs, qrels, ["nDCG@10", "RR@10"], against, seconds=spent)
-    changes = largest_changes(runs[clone][0], runs[refined][0], qrels, collection, n=3)
-    steps = [
-        {"model": model, "stage": "clone", "step": s, "loss": 1 / s, "unknown": [1], "nDCG@10": s / 50}
-        for s in range(1, 41)
-    ]
-    files = {
-        "table.json": json.dumps(table.to_json()),
-        "changes.json": json.dumps(changes_json(changes, clone, refined)),
-        "metrics.jsonl": "".join(json.dumps(s) + "\n" for s in steps),
-        "diagnosis.json": json.dumps({"arms": {arm: diagnosed(0.05 * i) for i, arm in enumerate(runs)}}),
-        "calibration.json": json.dumps({model: CALIBRATED}),
-        "summary.json": json.dumps(
-            {
-                "title": f"A made-up run {hostile}",
-                "command": f"rerank train recipe.toml {hostile}",
-                "recipe": f"[data]\nid = 'made-up' {hostile}",
-                "versions": {"rerank": "0.1.0"},
-                "data": {f"test{hostile}": {"documents": 1200, "queries": 12, "judged": 12, "fingerprint": "9f2c"}},
-                "notes": [f"a note {hostile}"],
-                "groups": {clone: "main", refined: "main", labels: "control", corrupted: "corrupted"},
-                "audit": {model: {**AUDIT, "advice": f"{AUDIT['advice']}{hostile}"}},
-                "seeds": [0, 1],
-                "seconds_total": 4000,
-            }
-        ),
-    }
-    folder.mkdir(exist_ok=True)
-    for name, content in files.items():
-        if name not in leave_out:
-            (folder / name).write_text(content, encoding="utf-8")
-    return table
 
 
 def report_of(folder):
@@ -190,7 +108,8 @@ def test_the_new_sections_show_what_their_files_hold(tmp_path):
     assert c.difference < 0 and "The corrupted reward does not gain measurably over light clone" in page.text
     for title in ("Main arms", "Controls", "Corrupted lessons"):
         assert title in page.text
-    assert "Refine: there is headroom." in page.text and ".125 " in page.text and "43 " in page.text
+    assert "Refine: there is headroom." in page.text
+    assert "Headroom ideal minus greedy: what is left to gain .422" in page.text
     # Diagnosis: greedy and expected of the clone, its absent KL, distinct tops, both agreements.
     assert "light clone .500 .400 – 120.5 .620 .310" in page.text  # noqa: RUF001
     assert "light clone −.12 −.40 +.50" in page.text  # noqa: RUF001
@@ -218,8 +137,9 @@ def test_texts_and_ids_that_look_like_markup_stay_text(tmp_path):
     _, plain = report_of(tmp_path / "plain")
     text, page = report_of(tmp_path / "hostile")
     assert page.open == []
-    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
-    assert [sorted(attrs) for _, attrs in page.tags] == [sorted(attrs) for _, attrs in plain.tags]
+    # Which words of a text are marked as the query's own hangs on the words; no other tag may.
+    tags, expected = ([(tag, sorted(attrs)) for tag, attrs in p.tags if tag != "mark"] for p in (page, plain))
+    assert tags == expected
     assert text.count("<script>") == 1 and "alert(1)" in page.text
 
 
@@ -228,7 +148,7 @@ def test_every_link_leads_somewhere_and_every_drawing_is_named(tmp_path):
     _, page = report_of(tmp_path / "run")
     links = [a["href"][1:] for tag, a in page.tags if tag == "a"]
     assert len(links) > 3 and set(links) <= set(page.ids())
-    assert {f"change-{i}" for i in range(3)} <= set(links)
+    assert {f"run-change-{i}" for i in range(3)} <= set(links)
     for _, attrs in page.tags:
         assert attrs.get("role") not in ("img", "group") or attrs["aria-label"]
     assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(page.ids())
@@ -237,7 +157,7 @@ def test_every_link_leads_somewhere_and_every_drawing_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("absent", "gone"),
     [
-        ("changes.json", ["changes"]),
+        ("changes.json", ["run-changes"]),
         ("metrics.jsonl", ["training"]),
         ("summary.json", ["audit", "again"]),
         ("diagnosis.json", ["diagnosis"]),
@@ -310,7 +230,10 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, words):
         ("table.json", {"queries": [1]}, r"run: a value is missing or of another kind"),
         ("table.json", {"measures": ["nDCG@10", "gone"]}, r"run: .*KeyError: 'gone'"),
         ("table.json", {"seeds": {"light clone": "two"}}, r"run: a value is missing or of another kind"),
-        ("changes.json", {"changes": 7}, r"changes\.json: "),
+        ("changes.json", {"queries": 7}, r"changes\.json: these are not changes written by SideBySide"),
+        ("changes.json", {"queries": [["q", "what", [0.5], []]]}, r"changes\.json: .*not one value and one rank"),
+        ("changes.json", {"documents": []}, r"changes\.json: .*IndexError"),
+        ("changes.json", {"after": "nobody"}, r"changes\.json: .*not both among the arms"),
         ("calibration.json", {"light": {"n": 3, "a": 1, "b": True}}, None),
         ("summary.json", {"data": ["test"]}, r"run: .*has no attribute 'items'"),
         ("summary.json", {"versions": 3}, r"run: .*has no attribute 'items'"),
@@ -501,3 +424,194 @@ def test_a_diagnosis_with_holes_shows_dashes_and_arms_without_a_colour_are_named
     assert diagnoses({"arms": {}}) == diagnoses({}) == calibrations({}) == []
     [bare] = calibrations({"m": {"kind": "isotonic", "a": None, "bins": None}})
     assert bare.how == "Isotonic fit, measured on candidates that were not counted" and bare.spots == ()
+
+
+def two_arms():
+    """Three queries under two arms: one gains, one loses a little, one stays."""
+    qrels = {"up": {"x": 1}, "down": {"x": 2}, "same": {"x": 1}}
+    x_first, y_first = (("x", 3.0), ("y", 2.0), ("z", 1.0)), (("y", 3.0), ("z", 2.5), ("x", 2.0))
+    second = (("y", 3.0), ("x", 2.0), ("z", 1.0))
+    before = Run({"up": y_first, "down": x_first, "same": x_first})
+    after = Run({"up": x_first, "down": second, "same": x_first})
+    collection = Collection({"x": "t" * 900, "y": "short", "z": ""}, {q: f"query {q}" for q in qrels}, qrels)
+    return {"before": before, "after": after}, qrels, collection
+
+
+def test_side_by_side_holds_what_the_largest_changes_hold_and_every_other_query():
+    runs, qrels, collection = two_arms()
+    told = side_by_side(runs, qrels, collection, "RR", shown=2)
+    assert told.largest(5) == largest_changes(*runs.values(), qrels, collection, "RR", n=5, shown=2)
+    assert [(q.query_id, q.values) for q in told.queries] == [
+        ("up", (1 / 3, 1.0)),
+        ("down", (1.0, 1 / 2)),
+        ("same", (1.0, 1.0)),
+    ]
+    up = told.queries[0]
+    assert [(d.doc_id, d.grade, d.ranks) for d in up.documents] == [
+        ("y", None, (1, 2)),
+        ("z", None, (2, 3)),
+        ("x", 1, (3, 1)),
+    ]
+    assert {d: len(text) for d, text in told.texts.items()} == {"y": 5, "z": 0, "x": 400}
+
+
+def test_side_by_side_survives_its_file_and_reads_the_older_form():
+    runs, qrels, collection = two_arms()
+    told = side_by_side(runs, qrels, collection, "RR", shown=2)
+    written = json.loads(json.dumps(told.to_json()))
+    assert SideBySide.from_json(written).to_json() == written
+    changes = largest_changes(*runs.values(), qrels, collection, "RR", shown=2)
+    old = SideBySide.from_json(json.loads(json.dumps(changes_json(changes, "before", "after"))))
+    assert (old.arms, old.shown, old.measure) == (("before", "after"), 2, "RR")
+    assert old.largest(5) == changes
+    assert SideBySide.from_json({}) is None and SideBySide.from_json({"changes": []}) is None
+    with pytest.raises(InputError, match="every query under every arm"):
+        changes_from_json(written)
+
+
+def test_what_is_too_long_loses_the_documents_of_the_queries_that_moved_least(caplog):
+    runs, qrels, collection = two_arms()
+    with caplog.at_level(logging.WARNING):
+        told = side_by_side(runs, qrels, collection, "RR", shown=2, most_bytes=520)
+    assert [(q.query_id, bool(q.documents)) for q in told.queries] == [("up", True), ("down", True), ("same", False)]
+    assert "of 3 queries, the 1 that moved least are kept without their documents" in caplog.text
+    whole = side_by_side(runs, qrels, collection, "RR", shown=2)
+    assert [bool(q.documents) for q in whole.within(0).queries] == [False] * 3 and whole.within(0).texts == {}
+    assert whole.within(whole.size() + 100) == whole
+
+
+def test_arms_that_are_not_there_are_refused_with_the_nearest_name():
+    runs, qrels, collection = two_arms()
+    with pytest.raises(InputError, match=r"no arm 'befor' to compare; did you mean 'before'\?"):
+        side_by_side(runs, qrels, collection, "RR", before="befor")
+    with pytest.raises(InputError, match="at least 1 run"):
+        side_by_side({}, qrels, collection)
+
+
+def test_the_page_counts_means_over_seeds_and_says_whose_documents_it_shows(tmp_path):
+    table = run_folder(tmp_path / "run", seeds=2)
+    text, page = report_of(tmp_path / "run")
+    told = json.loads(re.search(r'<script type="application/json" id="run-lists">(.*?)</script>', text, re.DOTALL)[1])
+    assert told["arms"] == list(table.arms)
+    for query_id, _, values, _ in told["queries"]:
+        expected = [table.per_query[arm]["nDCG@10"][query_id] for arm in told["arms"]]
+        assert values == pytest.approx(expected, abs=1e-6)
+    assert "the documents are those of the first seed" in page.text
+
+
+def test_a_run_folder_of_the_older_form_shows_its_few_changes_and_every_value(tmp_path):
+    run_folder(tmp_path / "run")
+    path = tmp_path / "run" / "changes.json"
+    told = SideBySide.from_json(json.loads(path.read_text()))
+    few = told.largest(2)
+    path.write_text(json.dumps(changes_json(few, told.before, told.after)))
+    text, page = report_of(tmp_path / "run")
+    data = json.loads(re.search(r'id="run-lists">(.*?)</script>', text, re.DOTALL)[1])
+    assert len(data["queries"]) == 12 and sum(bool(documents) for *_, documents in data["queries"]) == len(few)
+    assert [i for i in page.ids() if i.startswith("run-change-")] == [f"run-change-{i}" for i in range(len(few))]
+
+
+@pytest.mark.parametrize("end", ["</script>", "<!--", "<script>", "]]>", "\u2028"])
+def test_nothing_in_a_text_ends_the_data_of_the_page(tmp_path, end):
+    run_folder(tmp_path / "run", hostile=end)
+    text, _ = report_of(tmp_path / "run")
+    data = re.search(r'<script type="application/json" id="run-lists">(.*?)</script>', text, re.DOTALL)[1]
+    assert "<" not in data and ">" not in data
+    assert any(end in document for document, _ in json.loads(data)["documents"])
+
+
+def test_words_of_the_query_are_marked_whatever_the_text_holds():
+    assert str(marked("Cats & <b>dogs</b> in class, the CAT.", "what is the cat's class")) == (
+        "<mark>Cats</mark> &amp; &lt;b&gt;dogs&lt;/b&gt; in <mark>class</mark>, the <mark>CAT</mark>."
+    )
+    assert str(marked("Ö über Öl", "Ö")) == "<mark>Ö</mark> über Öl" and str(marked("", "x")) == ""
+
+
+def test_every_number_of_an_audit_is_told_with_its_meaning_and_newer_ones_are_not_lost():
+    [found] = audits(
+        {"m": {"lists": 4, "counted": 3, "headroom": 0.25, "brand_new": 1.5, "samples": 64, "advice": "Go"}}
+    )
+    rows = {row.title: (row.number, bool(row.meaning)) for row in found.rows}
+    assert rows == {
+        "Lists": ("4", True),
+        "Headroom": (".250", True),
+        "Counted": ("3", True),
+        "Brand new": ("1.500", False),
+    }
+    assert found.settings == "rankings sampled of each list 64"
+    known = {field.name for field in fields(Audit)} - {"reward", "graded", "by_list"}
+    assert known == {*MEANINGS, "samples", "temperature", "saturated_from"}
+
+
+BENCH = ["answer", "missing", "table", "forest", "speed", "published", "probes", "sets", "again"]
+
+
+def test_a_bench_is_told_from_its_verdict_to_each_of_its_sets(tmp_path):
+    found = bench_folder(tmp_path)
+    _, page = report_of(tmp_path)
+    assert page.open == [] and len(page.ids()) == len(set(page.ids()))
+    assert [i for i in page.ids() if i in BENCH] == BENCH
+    for sentence in found.said():
+        assert sentence.claim in page.text
+    assert page.text.index(found.said()[0].claim) < page.text.index("The numbers")
+    assert (
+        "gamma, wide on bm25 : it does not answer" in page.text and "wide on bm25 has no result on gamma" in page.text
+    )
+    for arm, cells in found.means.items():
+        assert decimal(cells["nDCG@10"].mean) in page.text, arm
+    lead = found.between("light on bm25", "bm25")
+    assert f"{signed(lead.difference)} nDCG@10, light on bm25 against bm25" in page.text
+    # 1,800 pairs in 3 + 4 + 5 seconds; medians of 80, 90 and 100 ms; no tie, 1 % and 2 %.
+    assert "light on bm25 90 80 to 100 ms 200 ms 150 0.0 to 2.0 %" in page.text
+    # Beta's published figure is .05 below ours.
+    assert "+.050 !" in page.text and "https://example.org/figures" in page.text
+    assert "typos two keyboard slips in the query" in page.text and "p .003, 40 % moved" in page.text
+    assert {f"set-{name}" for name in SETS} <= set(page.ids()) and {f"{name}-lists" for name in SETS} <= set(page.ids())
+    for expected in ("rerank bench", "9f2c", "commit abc123", "made of sand", "77aa", "a/folder"):
+        assert expected in page.text
+
+
+def test_the_forest_of_a_bench_holds_each_set_under_the_mean_and_a_drop_points_left(tmp_path):
+    found = bench_folder(tmp_path)
+    page = bench_page(tmp_path)
+    light, wide = page["forests"]
+    assert [row.arm for row in light.rows] == ["mean over sets", *SETS] and light.rows[0].whole
+    assert [row.arm for row in wide.rows] == ["mean over sets", "alpha", "beta"]
+    assert [row.difference for row in light.rows[1:]] == [found.by_set[name][0].difference for name in SETS]
+    [probe] = page["probes"]
+    assert [row.difference for row in probe.rows] == [-0.05] * 3 and probe.rows[0].x < probe.zero
+    assert probe.rows[0].left < probe.rows[0].x < probe.rows[0].right <= probe.zero
+
+
+def test_a_hostile_bench_stays_text_and_leads_nowhere(tmp_path):
+    for name, hostile in (("plain", ""), ("hostile", HOSTILE)):
+        (tmp_path / name).mkdir()
+        bench_folder(tmp_path / name, hostile=hostile)
+    _, plain = report_of(tmp_path / "plain")
+    text, page = report_of(tmp_path / "hostile")
+    tags, expected = ([(tag, sorted(attrs)) for tag, attrs in p.tags if tag != "mark"] for p in (page, plain))
+    assert page.open == [] and tags == expected and text.count("<script>") == 1
+    results = json.loads((tmp_path / "plain" / "results.json").read_text())
+    results["published"]["alpha"][0]["source"] = "javascript:alert(1)"
+    (tmp_path / "plain" / "results.json").write_text(json.dumps(results))
+    _, page = report_of(tmp_path / "plain")
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert "javascript:alert(1)" in page.text and all(link.startswith(("#", "https://")) for link in links)
+
+
+def test_a_bench_of_one_set_without_models_or_other_files_is_reported(tmp_path):
+    qrels = {"q1": {"a": 1}, "q2": {"b": 1}}
+    table = compare({"bm25": Run({"q1": (("a", 1.0),)})}, qrels, ["nDCG@10"], [])
+    (tmp_path / "results.json").write_text(json.dumps(across("local", {"one": table}).to_json()))
+    _, page = report_of(tmp_path)
+    assert page.open == [] and "bm25 has no document for 1 judged query; it counts 0" in page.text
+    assert "so not shown: summary.json." in page.text
+
+
+def test_many_sets_together_keep_to_what_one_page_may_take(tmp_path, monkeypatch):
+    bench_folder(tmp_path)
+    monkeypatch.setattr("rerank.evaluation.bench_page.MOST_BYTES", 9_000)
+    text, _ = report_of(tmp_path)
+    kept = [json.loads(d) for d in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)]
+    told = [sum(bool(documents) for *_, documents in data["queries"]) for data in kept]
+    assert len(told) == 3 and all(0 < n < 30 for n in told) and all(len(data["queries"]) == 30 for data in kept)

@@ -421,7 +421,7 @@ def test_a_killed_process_leaves_no_part_and_the_next_one_goes_on(
     options = ["--depth", "8", "--device", "cpu", "--precision", "float32"]
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", SLOW, *map(str, command), *options],
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.logging import RichHandler
 
-from rerank.cli import learn, measure, rank  # noqa: F401 - each adds its commands
+from rerank.cli import bench, learn, measure, rank, share  # noqa: F401 - each adds its commands
 from rerank.cli.terminal import app, errors, escaped
-from rerank.errors import RerankError
+from rerank.errors import RerankError, Unfinished
 
 __all__ = ["app", "main"]
 
@@ -30,7 +30,7 @@ def _quiet() -> None:
 
 
 def main() -> Any:
-    """Run a command; errors raised on purpose are one message and exit status 2, others keep their traceback."""
+    """Run a command; an error raised on purpose is one message and exit status 2 (1: the rest is done)."""
     # Threads that spin while they wait make small tensor operations a hundred times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -40,4 +40,4 @@ def main() -> Any:
     except (RerankError, OSError) as error:
         # OSError: no room, no permission, no such folder; the system's own message names the path.
         errors.print(f"[bold red]error:[/bold red] {escaped(str(error))}", highlight=False, soft_wrap=True)
-        return sys.exit(2)
+        return sys.exit(1 if isinstance(error, Unfinished) else 2)

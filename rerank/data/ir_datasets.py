@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from rerank.data.formats import log
-from rerank.errors import DataError, InputError, NotFound
+from rerank.errors import DataError, InputError, MissingDependency, NotFound
 from rerank.types import Collection
 
 IN_MEMORY = 200_000
@@ -60,6 +60,8 @@ def _reachable(dataset_id: str) -> Iterator[None]:
         yield
     except NotFound:
         raise
+    except ImportError as error:  # some sets are Parquet files; the package tells what it needs
+        raise MissingDependency(f"ir_datasets id {dataset_id!r}: {error}; pip install 'rerank[bench]'") from None
     except (requests.exceptions.RequestException, OSError, RuntimeError) as error:
         home = catalogue.util.home_path()
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

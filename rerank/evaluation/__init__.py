@@ -2,6 +2,8 @@
 
     Run, Qrels -> evaluate -> Evaluation
     {arm: Run}, Qrels -> compare -> Table -> verdict(), to_markdown(), to_json() -> write_report
+    {set: Table} -> across.across -> Across -> the same, over several sets
+    lists -> perturbed -> lists -> (a model) -> Run -> drop_of -> Drop
 
 Importing this package loads nothing heavy; each name loads its module when it is first asked for.
 """
@@ -12,8 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rerank.evaluation.across import Across, OverSets, Speed
     from rerank.evaluation.changes import Change, Place, changes_from_json, changes_json, largest_changes
     from rerank.evaluation.measures import Evaluation, Measure, evaluate, parse_measure
+    from rerank.evaluation.probes import PROBES, Drop, drop_of, perturbed
     from rerank.evaluation.report import write_report
     from rerank.evaluation.significance import (
         bootstrap_interval,
@@ -21,36 +25,60 @@ if TYPE_CHECKING:
         effect_size,
         holm,
         paired_t,
+        signed_rank,
+        stratified_intervals,
+        stratified_t,
     )
     from rerank.evaluation.tables import Cell, Comparison, Table, compare
 
 __all__ = [
+    "PROBES",
+    "Across",
     "Cell",
     "Change",
     "Comparison",
+    "Drop",
     "Evaluation",
     "Measure",
+    "OverSets",
     "Place",
+    "Speed",
     "Table",
     "bootstrap_interval",
     "bootstrap_intervals",
     "changes_from_json",
     "changes_json",
     "compare",
+    "drop_of",
     "effect_size",
     "evaluate",
     "holm",
     "largest_changes",
     "paired_t",
     "parse_measure",
+    "perturbed",
+    "signed_rank",
+    "stratified_intervals",
+    "stratified_t",
     "write_report",
 ]
 
 _MODULES = {
+    "across": ("Across", "OverSets", "Speed"),
     "changes": ("Change", "Place", "changes_from_json", "changes_json", "largest_changes"),
     "measures": ("Evaluation", "Measure", "evaluate", "parse_measure"),
+    "probes": ("PROBES", "Drop", "drop_of", "perturbed"),
     "report": ("write_report",),
-    "significance": ("bootstrap_interval", "bootstrap_intervals", "effect_size", "holm", "paired_t"),
+    "significance": (
+        "bootstrap_interval",
+        "bootstrap_intervals",
+        "effect_size",
+        "holm",
+        "paired_t",
+        "signed_rank",
+        "stratified_intervals",
+        "stratified_t",
+    ),
     "tables": ("Cell", "Comparison", "Table", "compare"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -91,6 +91,8 @@ class Curve(NamedTuple):
     """In percent, the vertical ones from the top."""
     last: float
     dots: bool
+    best: float | None = None
+    """Its highest value, where more is better."""
 
 
 class Series(NamedTuple):
@@ -178,7 +180,7 @@ def stages(records: Iterable[Mapping[str, Any]], primary: str) -> list[tuple[str
     for title, group in grouped.items():
         measured = _dev_measure(group, primary)
         named = [("loss", "loss"), *([(measured, f"{measured} on dev")] if measured else [])]
-        curves = [c for key, label in named if (c := curve(group, key, label)) is not None]
+        curves = [c for key, label in named if (c := curve(group, key, label, key == measured)) is not None]
         if curves:
             found.append((title, curves))
     return found
@@ -190,7 +192,7 @@ def _by_step(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [last[step] for step in sorted(last)]
 
 
-def curve(records: Sequence[Mapping[str, Any]], key: str, title: str) -> Curve | None:
+def curve(records: Sequence[Mapping[str, Any]], key: str, title: str, more_is_better: bool = False) -> Curve | None:
     """The curve of `key` by step; None where no record has it."""
     known = [(float(r["step"]), float(r[key])) for r in records if is_number(r.get("step")) and is_number(r.get(key))]
     if not known:
@@ -201,7 +203,8 @@ def curve(records: Sequence[Mapping[str, Any]], key: str, title: str) -> Curve |
     x = round_axis(min(s for s, _ in means), max(s for s, _ in means), steps=3)
     y = round_axis(min(v for _, v in means), max(v for _, v in means), steps=3)
     points = tuple((x.at(s), round(100 - y.at(v), 3)) for s, v in means)
-    return Curve(title, x, y, points, known[-1][1], dots=len(means) <= 24)
+    best = max(v for _, v in known) if more_is_better else None
+    return Curve(title, x, y, points, known[-1][1], len(means) <= 24, best)
 
 
 def _dev_measure(records: Sequence[Mapping[str, Any]], primary: str) -> str | None:

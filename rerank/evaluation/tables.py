@@ -20,16 +20,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rerank.errors import InputError, nearest
+from rerank.evaluation.comparison import EQUAL, Cell, Comparison, cell_from_json, cell_json
 from rerank.evaluation.measures import Evaluation, Measure, evaluate, parse_measure
 from rerank.evaluation.significance import bootstrap_intervals, crossed_t, effect_size, holm
-from rerank.evaluation.wording import LEVEL, Said, conclusion, decimal, p_value, said, signed
+from rerank.evaluation.wording import Said, conclusion, said
 from rerank.types import Qrels, Run
 
 if TYPE_CHECKING:
@@ -37,74 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rerank.evaluation")
 
-EQUAL = 1e-9
-"""Differences below this are rounding: the query is a tie."""
-
-
-class Cell(NamedTuple):
-    """The mean of one measure for one arm, with its bootstrap interval over queries."""
-
-    mean: float
-    low: float
-    high: float
-    spread: float = math.nan
-    """Standard deviation, over the seeds, of the arm's mean; NaN for one seed."""
-
-
-@final
-@dataclass(frozen=True)
-class Comparison:
-    """`arm` minus `against` on one measure, over the same queries."""
-
-    arm: str
-    against: str
-    measure: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    wins: int
-    losses: int
-    ties: int
-    effect: float
-    """Cohen's d_z."""
-    by_seed: tuple[float, ...] = ()
-    """The mean difference in each seed; empty where both arms have one run."""
-
-    @property
-    def measurable(self) -> bool:
-        """Whether the difference is called one: corrected p below .05, an interval without 0, seeds of one mind."""
-        return self.p_holm < LEVEL and (self.low > 0 or self.high < 0) and self.seeds_agree
-
-    def reversed(self) -> Comparison:
-        """The same comparison as `against` minus `arm`."""
-        return Comparison(
-            arm=self.against,
-            against=self.arm,
-            measure=self.measure,
-            difference=-self.difference,
-            low=-self.high,
-            high=-self.low,
-            p=self.p,
-            p_holm=self.p_holm,
-            wins=self.losses,
-            losses=self.wins,
-            ties=self.ties,
-            effect=-self.effect,
-            by_seed=tuple(-d for d in self.by_seed),
-        )
-
-    @property
-    def seeds_agree(self) -> bool:
-        """Whether every seed has the direction of the difference (True of one seed)."""
-        direction = math.copysign(1.0, self.difference)
-        return all(difference * direction > EQUAL for difference in self.by_seed)
-
-    @property
-    def seeds_won(self) -> tuple[int, int] | None:
-        """(seeds in which `arm` is above, seeds); None where both arms have one run."""
-        return (sum(d > EQUAL for d in self.by_seed), len(self.by_seed)) if self.by_seed else None
+__all__ = ["EQUAL", "Cell", "Comparison", "Table", "compare"]
 
 
 @final
@@ -183,8 +117,11 @@ class Table:
         return {
             "queries": self.queries,
             "measures": list(self.measures),
-            "arms": {arm: {m: self._cell_json(arm, m) for m in cells} for arm, cells in self.arms.items()},
-            "comparisons": [_comparison_json(c) for c in self.comparisons],
+            "arms": {
+                arm: {m: cell_json(cells[m], next(iter(self.of(arm, m)), None)) for m in cells}
+                for arm, cells in self.arms.items()
+            },
+            "comparisons": [c.to_json() for c in self.comparisons],
             "seconds": dict(self.seconds),
             "missing": dict(self.missing),
             "without_relevant": self.without_relevant,
@@ -198,8 +135,8 @@ class Table:
         try:
             return cls(
                 measures=tuple(data["measures"]),
-                arms={arm: {m: _cell(c) for m, c in cells.items()} for arm, cells in data["arms"].items()},
-                comparisons=[_comparison(c) for c in data["comparisons"]],
+                arms={arm: {m: cell_from_json(c) for m, c in cells.items()} for arm, cells in data["arms"].items()},
+                comparisons=[Comparison.from_json(c) for c in data["comparisons"]],
                 queries=data["queries"],
                 seconds=dict(data.get("seconds") or {}),
                 per_query=dict(data.get("per_query") or {}),
@@ -212,70 +149,15 @@ class Table:
 
     def to_markdown(self) -> str:
         """Two Markdown tables: arms by measures with intervals, and the comparisons."""
-        several = self.several_seeds
-        extra = [*(["seeds"] if several else []), *(["seconds"] if self.seconds else [])]
-        lines = [_row(["arm", *self.measures, *extra]), _row(["---"] + ["---:"] * (len(self.measures) + len(extra)))]
-        for arm, cells in self.arms.items():
-            shown = [f"{_with_spread(c)} [{decimal(c.low)}, {decimal(c.high)}]" for c in cells.values()]
-            seeds = [str(self.seeds.get(arm, 1))] if several else []
-            lines.append(_row([arm, *shown, *seeds, *([self._seconds(arm)] if self.seconds else [])]))
-        spread = "; ± is the standard deviation over seeds" if several else ""
-        lines += ["", f"{self.queries} judged queries; 95 % bootstrap intervals in brackets{spread}.", ""]
-        if self.comparisons:
-            titles = ["comparison", "measure", "difference", "95 % interval", "p (Holm)", "d_z", "wins / ties / losses"]
-            titles += ["seeds above"] if several else []
-            lines += [_row(titles), _row(["---", "---", *["---:"] * (len(titles) - 2)])]
-        for c in self.comparisons:
-            interval = f"{signed(c.low)} to {signed(c.high)}"
-            counts = f"{c.wins} / {c.ties} / {c.losses}"
-            won = [f"{c.seeds_won[0]} of {c.seeds_won[1]}" if c.seeds_won else ""] if several else []
-            numbers = [signed(c.difference), interval, p_value(c.p_holm), decimal(c.effect, 2), counts, *won]
-            lines.append(_row([f"{c.arm} - {c.against}", c.measure, *numbers]))
-        return "\n".join(lines).rstrip() + "\n"
+        from rerank.evaluation.printing import markdown
+
+        return markdown(self)
 
     def to_rich(self) -> RichTable:
         """A table for the terminal: the primary measure with its interval (and spread), each arm's first test on it."""
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table as RichTable
+        from rerank.evaluation.printing import rich_table
 
-        primary = self.measures[0]
-        caption = f"{self.queries} judged queries; 95 % bootstrap interval, p after Holm"
-        if self.several_seeds:
-            caption += "; ± over seeds"
-        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
-        table.add_column("arm", min_width=min(16, max(map(len, self.arms))))
-        for title in (*self.measures, *(["p"] if self.comparisons else []), *(["seconds"] if self.seconds else [])):
-            # The long spellings, RR(rel=2)@10, break after their name rather than push the numbers together.
-            shown = escape(title.replace("(", "\n(").replace(")@", ")\n@"))
-            table.add_column(shown, justify="right", min_width=12 if title == primary else 7)
-        for arm, cells in self.arms.items():
-            test = next(iter(self.of(arm)), None)
-            cell = cells[primary]
-            mean = f"[bold]{_with_spread(cell)}[/]" if arm == self.best else _with_spread(cell)
-            evidence = f"{p_value(test.p_holm)}\n[dim]{escape(test.against)}[/]" if test else ""
-            table.add_row(
-                escape(arm),
-                f"{mean}\n[dim]{decimal(cell.low)} to {decimal(cell.high)}[/]",
-                *(decimal(cells[m].mean) for m in self.measures[1:]),
-                *([evidence] if self.comparisons else []),
-                *([self._seconds(arm)] if self.seconds else []),
-            )
-        return table
-
-    def _cell_json(self, arm: str, measure: str) -> dict[str, Any]:
-        cell, first = self.arms[arm][measure], next(iter(self.of(arm, measure)), None)
-        return {
-            "mean": _finite(cell.mean),
-            "interval": [_finite(cell.low), _finite(cell.high)],
-            "spread": _finite(cell.spread),
-            "p": _finite(first.p) if first else None,
-            "p_holm": _finite(first.p_holm) if first else None,
-            "against": first.against if first else None,
-        }
-
-    def _seconds(self, arm: str) -> str:
-        return f"{self.seconds[arm]:.1f}" if arm in self.seconds else ""
+        return rich_table(self)
 
 
 def compare(
@@ -356,7 +238,7 @@ def _comparisons(
     p_values = [crossed_t(a - b) for a, b in pairs]
     intervals = bootstrap_intervals(np.stack([(a - b).mean(axis=0) for a, b in pairs], axis=1))
     tests = zip(against, pairs, intervals, p_values, holm(p_values), strict=True)
-    return [_compared(*pair, measure, a, b, *interval, p, holm_p) for pair, (a, b), interval, p, holm_p in tests]
+    return [compared(*pair, measure, a, b, *interval, p, holm_p) for pair, (a, b), interval, p, holm_p in tests]
 
 
 def _paired(
@@ -373,7 +255,7 @@ def _paired(
     return np.broadcast_to(a, (seeds, a.shape[1])), np.broadcast_to(b, (seeds, b.shape[1]))
 
 
-def _compared(
+def compared(
     arm: str,
     against: str,
     measure: str,
@@ -384,6 +266,7 @@ def _compared(
     p: float,
     p_holm: float,
 ) -> Comparison:
+    """The comparison of values [seeds, queries] whose interval and p-values are known."""
     differences = (a - b).mean(axis=0)
     return Comparison(
         arm=arm,
@@ -400,35 +283,3 @@ def _compared(
         effect=effect_size(a.mean(axis=0), b.mean(axis=0)),
         by_seed=tuple((a - b).mean(axis=1).tolist()) if len(a) > 1 else (),
     )
-
-
-def _comparison_json(c: Comparison) -> dict[str, Any]:
-    won = list(c.seeds_won) if c.seeds_won else None
-    return {**{k: _finite(v) for k, v in asdict(c).items()}, "by_seed": list(c.by_seed), "seeds_won": won}
-
-
-def _comparison(data: Mapping[str, Any]) -> Comparison:
-    # How many seeds were won follows from `by_seed`; it is written for readers of the file.
-    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items() if k != "seeds_won"}
-    return Comparison(**{**values, "by_seed": tuple(values.get("by_seed", ()))})
-
-
-def _cell(data: Mapping[str, Any]) -> Cell:
-    low, high = data["interval"]
-    return Cell(_number(data["mean"]), _number(low), _number(high), _number(data.get("spread")))
-
-
-def _with_spread(cell: Cell) -> str:
-    return f"{decimal(cell.mean)} ± {decimal(cell.spread)}" if math.isfinite(cell.spread) else decimal(cell.mean)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

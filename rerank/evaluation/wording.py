@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rerank.evaluation.tables import Comparison
+    from rerank.evaluation.across import Across, OverSets
+    from rerank.evaluation.comparison import Comparison
 
 LEVEL = 0.05
 """The corrected p-value below which a difference is called one."""
@@ -32,20 +33,70 @@ def sentence(c: Comparison, queries: int, comparisons: int = 1) -> str:
     return str(said(c, queries, comparisons))
 
 
-def said(c: Comparison, queries: int, comparisons: int = 1) -> Said:
-    """The claim of `sentence` and its evidence, apart."""
+def said(c: Comparison, queries: int, comparisons: int = 1, where: str = "") -> Said:
+    """The claim of `sentence` and its evidence, apart; `where` (" over 5 sets") follows the measure."""
     if math.isnan(c.p_holm):
         difference = f"their difference is {signed(c.difference)} {c.measure}"
         return Said(f"{c.arm} and {c.against} cannot be tested on {queries} judged query; {difference}", "")
     if not c.measurable:
-        return _no_difference(c, comparisons)
+        return _no_difference(c, comparisons, where)
     low, high = (c.low, c.high) if c.difference > 0 else (-c.high, -c.low)
     word = "better" if c.difference > 0 else "worse"
     seeds = f" in {len(c.by_seed)} of {len(c.by_seed)} seeds" if c.by_seed else ""
     return Said(
-        f"{c.arm} is {word} than {c.against} by {decimal(abs(c.difference))} {c.measure}{seeds}",
+        f"{c.arm} is {word} than {c.against} by {decimal(abs(c.difference))} {c.measure}{where}{seeds}",
         f"95 % interval {decimal(low)} to {decimal(high)}, p {_relation(c.p_holm)} after Holm",
     )
+
+
+def said_best(a: Across) -> Said:
+    """Which arm has the highest mean over the sets, and against which of the others that is more than luck."""
+    measure, best = a.measures[0], a.best or ""
+    n, of = len(a.counted), len(a.tables)
+    where = (
+        f"on {a.counted[0]}" if of == 1 else f"over {n} sets" if n == of else f"over the {n} of {of} sets that all have"
+    )
+    claim = f"{best} has the highest {measure} {where}: {decimal(a.means[best][measure].mean)}"
+    ours = [c if c.arm == best else c.reversed() for c in a.comparisons if c.measure == measure]
+    tested = {c.against: c for c in ours if c.arm == best}
+    better = [other for other, c in tested.items() if c.measurable and c.difference > 0]
+    level = [other for other, c in tested.items() if other not in better]
+    untested = [arm for arm in a.means if arm != best and arm not in tested]
+    told = (("measurably better than", better), ("not measurably better than", level), ("not tested against", untested))
+    return Said(claim, "; ".join(f"{what} {_listed(names)}" for what, names in told if names))
+
+
+def said_over_sets(c: Comparison, over: OverSets, sets: int, comparisons: int = 1) -> Said:
+    """What a comparison of means over sets says, of `sets` that there are."""
+    n = len(over.sets)
+    where = f" over {n} sets" if n == sets else f" over the {n} of {sets} sets that have both"
+    if sets == 1:
+        where = f" on {over.sets[0]}"
+    if math.isnan(c.p_holm):
+        difference = f"their difference{where} is {signed(c.difference)} {c.measure}"
+        return Said(f"{c.arm} and {c.against} cannot be tested: a set has one judged query alone; {difference}", "")
+    claim, evidence = said(c, 0, comparisons, where)
+    if n > 1:
+        evidence += f"; {over.won} sets won, {over.level} level, {over.lost} lost"
+    if not math.isnan(over.signed_rank_holm):
+        of = "sets" if over.groups == n else "groups of sets"
+        evidence += f"; signed ranks of {over.groups} {of}, p {_relation(over.signed_rank_holm)}"
+    return Said(claim, evidence)
+
+
+def said_within_set(c: Comparison, own: Sequence[tuple[str, Comparison]]) -> list[Said]:
+    """The sets (name, comparison) that do not say what the mean over them says: other directions, then level ones."""
+    differing = [
+        (name, d) for name, d in own if d.measurable and not (c.measurable and d.difference * c.difference > 0)
+    ]
+    sentences = []
+    for name, d in sorted(differing, key=lambda item: item[1].difference, reverse=True):
+        claim, evidence = said(d, 0)
+        sentences.append(Said(f"on {name}, {claim}", evidence))
+    level = [name for name, d in own if not d.measurable]
+    if c.measurable and level:
+        sentences.append(Said(f"on {_listed(level)}, {c.arm} and {c.against} do not differ measurably", ""))
+    return sentences
 
 
 def conclusion(refined: str, tested: Sequence[Comparison], means: Mapping[str, float], queries: int) -> Said:
@@ -100,9 +151,9 @@ def p_value(p: float) -> str:
     return "< .001" if p < 0.001 else decimal(p)
 
 
-def _no_difference(c: Comparison, comparisons: int) -> Said:
+def _no_difference(c: Comparison, comparisons: int, where: str) -> Said:
     """What is said of a difference that is not measurable; an interval without 0 must not read as a contradiction."""
-    claim = f"{c.arm} and {c.against} do not differ measurably in {c.measure}"
+    claim = f"{c.arm} and {c.against} do not differ measurably in {c.measure}{where}"
     place, p = f"{decimal(c.low)} to {decimal(c.high)}", f"p {_relation(c.p_holm)} after Holm"
     won = f", {c.arm} above in {c.seeds_won[0]} of {c.seeds_won[1]} seeds" if c.seeds_won else ""
     if not (c.low > 0 or c.high < 0):

@@ -110,11 +110,15 @@ def _same_data(work: Workspace, facts: dict[str, Any]) -> None:
 
 
 def _collection(source: Source, base: Path) -> Collection:
-    collection = load_collection(source.collection, base)
-    if source.limit is not None and source.limit < len(collection.queries):
-        keyed = sorted(collection.queries, key=lambda q: (key_of("limit", q), q))
-        collection = collection.select(keyed[: source.limit])
-    return collection
+    return limited(load_collection(source.collection, base), source.limit)
+
+
+def limited(collection: Collection, limit: int | None) -> Collection:
+    """The collection with at most `limit` queries, chosen by their ids: more queries are a superset of fewer."""
+    if limit is None or limit >= len(collection.queries):
+        return collection
+    keyed = sorted(collection.queries, key=lambda q: (key_of("limit", q), q))
+    return collection.select(keyed[:limit])
 
 
 def _facts(collection: Collection) -> dict[str, Any]:
@@ -163,7 +167,7 @@ class _FirstStages:
     ) -> FirstStage:
         settings = self.work.recipe.retrieval
         if source.candidates == "judged":
-            run = _judged(collection, retrievers[0])
+            run = judged_candidates(collection, retrievers[0])
             return FirstStage(run, features_for(collection, run, retrievers))
         if source.run is None:
             fusion = settings.fusion if len(retrievers) > 1 else None
@@ -187,7 +191,7 @@ class _FirstStages:
             yield read_run(self.work.recipe.base / path)
 
 
-def _judged(collection: Collection, retriever: Retriever) -> Run:
+def judged_candidates(collection: Collection, retriever: Retriever) -> Run:
     """The judged documents of each query, in the order of one retriever."""
     scores = {}
     for query_id, grades in collection.qrels.items():

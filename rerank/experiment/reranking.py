@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from rich.console import Console
 
@@ -45,7 +45,7 @@ from rerank.models.policy import rerank_lists, with_rest
 from rerank.recipe import Retrieval
 from rerank.reranker import Ranked, Reranker
 from rerank.retrieval.first_stage import features_for
-from rerank.types import CandidateList, Collection, Run
+from rerank.types import CandidateList, Collection, Retriever, Run
 
 logger = logging.getLogger("rerank.experiment")
 
@@ -55,6 +55,9 @@ MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".onnx", ".data")
 """Endings of the files that decide what a model computes: settings, weights, vocabularies."""
 EXPORTED = "onnx"
 """The folder of exported weights, inside a model's own."""
+
+Build: TypeAlias = Callable[[Retrieval, Collection], list[Retriever]]
+"""From settings to the retrievers over a collection."""
 
 
 @final
@@ -176,7 +179,8 @@ class Job:
             policy = self.loading.policy(self.model)
             rest = Run({query_id: own.rankings[query_id] for query_id in remaining}, own.name)
             chosen = [lists[query_id] for query_id in remaining]
-            return _reranked(policy, with_features(policy, self.model, loaded, rest, chosen), depth, out.stem)
+            for candidates in with_features(policy, self.model, loaded, rest, chosen):
+                yield candidates.query_id, ranked_alone(policy, candidates, out.stem, depth)
 
         return write_part(portion, out, ranks, overwrite, console, write or write_run)
 
@@ -241,13 +245,24 @@ def _with_queries(collection: Collection, query_ids: Sequence[str]) -> Collectio
     return Collection(collection.documents, queries, name=collection.name)
 
 
+def built_anew(settings: Retrieval, collection: Collection) -> list[Retriever]:
+    """The retrievers of `settings` over the collection, with an encoder of their own."""
+    encoder = load_encoder(settings.encoder) if "dense" in settings.retrievers else None
+    return retrievers_of(settings, collection, encoder)
+
+
 def with_features(
-    policy: AnyPolicy, model: str, collection: Collection, run: Run, lists: Sequence[CandidateList]
+    policy: AnyPolicy,
+    model: str,
+    collection: Collection,
+    run: Run,
+    lists: Sequence[CandidateList],
+    build: Build = built_anew,
 ) -> list[CandidateList]:
-    """The lists with the first-stage scores that the policy reads."""
+    """The lists with the first-stage scores that the policy reads; `build` gives the retrievers that it needs."""
     if policy.first_stage is None or not policy.first_stage.active:
         return list(lists)
-    runs = {FIRST_STAGE: run} | retriever_scores(model, collection, run, policy.first_stage.names)
+    runs = {FIRST_STAGE: run} | retriever_scores(model, collection, run, policy.first_stage.names, build)
     scores = {name: other.scores for name, other in runs.items()}
     return [
         replace(
@@ -261,17 +276,19 @@ def with_features(
     ]
 
 
-def _reranked(
-    policy: AnyPolicy, lists: Iterable[CandidateList], depth: int | None, name: str
-) -> Iterator[tuple[str, Ranking]]:
-    """(query id, its ranking) of each list, scored by itself."""
-    for candidates in lists:
-        if isinstance(policy.scorer, LightScorer):
-            # A text that an earlier query brought was encoded in another batch: its vector may differ in last bits.
-            policy.scorer.store = VectorStore(policy.scorer.store.encoder)
-        head = candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
-        served = rerank_lists(policy, [head], name)["served"]
-        yield candidates.query_id, with_rest(served, [candidates], name).rankings[candidates.query_id]
+def ranked_alone(
+    policy: AnyPolicy, candidates: CandidateList, name: str, depth: int | None = None, store: VectorStore | None = None
+) -> Ranking:
+    """The ranking of one list, scored by itself; what lies below its first `depth` documents stays there.
+
+    `store` may hold the vectors of its documents, for a light model.
+    """
+    if isinstance(policy.scorer, LightScorer):
+        # A text that an earlier query brought was encoded in another batch: its vector may differ in last bits.
+        policy.scorer.store = VectorStore(policy.scorer.store.encoder) if store is None else store
+    head = candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
+    served = rerank_lists(policy, [head], name)["served"]
+    return with_rest(served, [candidates], name).rankings[candidates.query_id]
 
 
 def model_digest(model: str, backend: str = "torch") -> str:
@@ -298,18 +315,23 @@ def _base_of(folder: Path) -> str | None:
     return base if isinstance(base, str) and base.strip() else None
 
 
-def retriever_scores(model: str, collection: Collection, run: Run, names: tuple[str, ...]) -> dict[str, Run]:
+def retriever_scores(
+    model: str, collection: Collection, run: Run, names: tuple[str, ...], build: Build = built_anew
+) -> dict[str, Run]:
     """The scores of the retrievers that the model was trained with, for the candidates of `run`."""
-    wanted = [name for name in names if name != FIRST_STAGE]
-    if not wanted:
-        return {}
+    wanted = tuple(name for name in names if name != FIRST_STAGE)
+    return features_for(collection, run, build(retrieval_of(model, wanted), collection)) if wanted else {}
+
+
+def retrieval_of(model: str, retrievers: tuple[str, ...]) -> Retrieval:
+    """The settings of `retrievers` with which the model was trained."""
     file = Path(backbone_path(model)) / RETRIEVAL
     if not file.is_file():
         raise NotFound(
-            f"{model} was trained with first-stage scores ({', '.join(wanted)}), but {file.name}, which says how they "
-            "are made, is not in its folder: copy it from the run, or rank without a collection"
+            f"{model} was trained with first-stage scores ({', '.join(retrievers)}), but {file.name}, which says how "
+            "they are made, is not in its folder: copy it from the run, or rank without a collection"
         )
     settings = json.loads(file.read_text(encoding="utf8"))
-    retrieval = Retrieval(retrievers=tuple(wanted), language=settings["language"], index=settings["index"])
-    encoder = load_encoder(settings["encoder"]) if "dense" in wanted else None
-    return features_for(collection, run, retrievers_of(retrieval, collection, encoder))
+    return Retrieval(
+        retrievers=retrievers, language=settings["language"], index=settings["index"], encoder=settings["encoder"]
+    )

@@ -8,12 +8,10 @@ training, the dev lists and the test lists; audits and diagnoses, which are smal
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,14 @@ from rich.console import Console
 from rerank.composition import FIRST_STAGE, check_parts
 from rerank.engine.processes import by_main, is_main, main_first, started
 from rerank.errors import RerankError
-from rerank.evaluation.changes import changes_json, largest_changes
 from rerank.evaluation.report import write_report
+from rerank.evaluation.side_by_side import side_by_side
 from rerank.evaluation.tables import Table, compare
 from rerank.experiment.arms import REFINED, arms_of, meaning_of
+from rerank.experiment.cards import write_cards
 from rerank.experiment.lists import Lists, prepare
 from rerank.experiment.ranking import keep_run
+from rerank.experiment.stamp import commit, hardware, versions
 from rerank.experiment.teaching import teach
 from rerank.experiment.training import ModelTraining, Trained, arm_name, check_lists
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
@@ -35,8 +35,6 @@ from rerank.models.backbones import load_encoder
 from rerank.recipe import Recipe
 from rerank.training.log import Log
 from rerank.types import CandidateList, Run
-
-PACKAGES = ("rerank", "torch", "transformers", "sentence-transformers", "faiss-cpu", "bm25s", "pytrec-eval-terrier")
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, console: Console | None = None, command: str = "") -> Table:
@@ -99,14 +97,17 @@ def _conclude(
     table = compare(runs, lists.collection.qrels, recipe.evaluation.measures, against, seconds)
     write_json(out / "table.json", table.to_json())
     last = arm_name(recipe.models[len(models) - 1], REFINED)
-    changes = largest_changes(
-        runs[FIRST_STAGE][0], runs[last][0], lists.collection.qrels, lists.collection, recipe.evaluation.measures[0]
-    )
-    write_json(out / "changes.json", changes_json(changes, FIRST_STAGE, last))
+    groups = {arm: group for model in models for arm, group in model.groups.items()}
+    shown = {arm: found[0] for arm, found in runs.items() if groups.get(arm) != "corrupted"}
+    judged, primary = lists.collection, recipe.evaluation.measures[0]
+    told = side_by_side(shown, judged.qrels, judged, primary, FIRST_STAGE, last)
+    write_json(out / "changes.json", told.to_json())
     write_json(out / "diagnosis.json", {"arms": {arm: d for model in models for arm, d in model.diagnosis.items()}})
     write_json(out / "calibration.json", {name: c for model in models for name, c in model.calibration.items()})
-    write_json(out / "summary.json", _summary(work, models, lists, command, table))
+    summary = _summary(work, models, lists, command, table)
+    write_json(out / "summary.json", summary)
     write_report(out)
+    write_cards(work, models, lists, table, summary)
     if said and work.log.console is not None:
         _show(work, table)
     return table
@@ -134,6 +135,9 @@ def _summary(work: Workspace, models: Sequence[Trained], lists: Lists, command: 
         "notes": work.notes,
         "audit": {name: audited for model in models for name, audited in model.audit.items()},
         "groups": {arm: group for model in models for arm, group in model.groups.items()},
+        "hardware": hardware(),
+        "commit": commit(),
+        "base": Path(os.path.relpath(work.recipe.base, work.out)).as_posix(),
         "seeds": [work.recipe.seed + number for number in range(work.recipe.seeds)],
         "seconds": work.seconds,
         "seconds_total": round(time.monotonic() - work.log.began, 1),
@@ -154,15 +158,3 @@ def legend(recipe: Recipe, rows: Collection[str]) -> dict[str, str]:
     there = {arm for arm in arms for model in recipe.models if arm_name(model, arm) in rows}
     there |= {arm for arm in arms for row in rows if row == arm or (arm == "teacher" and row.startswith("teacher "))}
     return {arm: meaning for arm, meaning in known.items() if arm.removeprefix(several) in there}
-
-
-def versions() -> dict[str, str]:
-    """The versions and the machine that a result depends on."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["cores"] = str(os.cpu_count())
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

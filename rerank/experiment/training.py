@@ -64,11 +64,20 @@ class Trained:
     """Pairs of arms that the table tests."""
     groups: dict[str, str] = field(default_factory=dict)
     """Arm -> main, control or corrupted."""
+    learned: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    """Arm -> seed -> steps, the best of them, lists."""
+    kept_seed: int | None = None
+    """The seed of the refined model that is saved."""
 
 
 def arm_name(model: Model, stage: str) -> str:
     """How the table calls an arm of a model."""
     return f"{model.name} {stage}" if model.name and stage != FIRST_STAGE else stage
+
+
+def model_folder(out: Path, model: Model) -> Path:
+    """Where a run in `out` keeps the refined model."""
+    return out / "model" / model.name if model.name else out / "model"
 
 
 def check_lists(recipe: Recipe, lists: Lists) -> None:
@@ -146,14 +155,14 @@ class ModelTraining:
         for arm in self.arms:
             one.arm(arm)
             if arm.name == REFINED:
-                self._keep(policy, one.views[REFINED].get("served", 0.0))
+                self._keep(policy, one.views[REFINED].get("served", 0.0), recipe.seed + number)
         return self.found
 
-    def _keep(self, policy: AnyPolicy, dev: float) -> None:
+    def _keep(self, policy: AnyPolicy, dev: float, seed: int) -> None:
         """Calibrate and save the refined policy, unless an earlier seed's was better on dev."""
         if self.kept is not None and dev <= self.kept:
             return
-        self.kept = dev
+        self.kept, self.found.kept_seed = dev, seed
         by_main(lambda: self._save(policy))
         policy.calibration = None  # the arms that follow learn from uncalibrated weights
 
@@ -163,7 +172,7 @@ class ModelTraining:
         facts = calibrate(work, recipe.calibrate, policy, self.dev.lists, test)
         if facts is not None:
             self.found.calibration[model.name or "model"] = facts
-        folder = work.out / "model" / model.name if model.name else work.out / "model"
+        folder = model_folder(work.out, model)
         save_policy(policy, folder)
         write_json(folder / RETRIEVAL, asdict(recipe.retrieval))
 
@@ -355,6 +364,8 @@ class _Seed:
             keep_run(self.work, whole, self.number)
         before = found.seconds.get(name, 0.0)
         found.seconds[name] = round(before + (facts["seconds"] - before) / (self.number + 1), 1)
+        known = {key: facts[key] for key in ("steps", "best_step", "lists") if key in facts}
+        found.learned.setdefault(name, {})[self.task.seed] = known
         if "diagnosis" in facts:
             found.diagnosis[name] = facts["diagnosis"]
         if "audit" in facts:

@@ -24,8 +24,9 @@ from rerank.engine.precision import automatic_device
 from rerank.errors import DataError, InputError, Mismatch, NotFound, nearest
 from rerank.models.backbones import SETTINGS, backbone_path, checked_device, load_cross_encoder, load_encoder
 from rerank.models.calibration import Calibration, fault
+from rerank.models.card import CARD, own_card, write_card
 from rerank.models.cross_encoder import CrossEncoderScorer
-from rerank.models.encoder import named_failures
+from rerank.models.encoder import SentenceEncoder, named_failures
 from rerank.models.language.generative import AnyPolicy, GenerativePolicy, GenerativeScorer
 from rerank.models.language.loading import LANGUAGE, load_language_scorer, load_on_vllm, save_language_scorer
 from rerank.models.language.model import is_language_model
@@ -43,13 +44,16 @@ BACKENDS = ("torch", "onnx", "vllm")
 
 
 def save_policy(policy: AnyPolicy, folder: Path) -> None:
-    """Write a policy so that `load_policy` (and, for a cross-encoder, sentence-transformers) reads it back."""
+    """Write a policy so that `load_policy` (and, for a cross-encoder, sentence-transformers) reads it back.
+
+    Beside it stands its card, README.md; one that somebody wrote by hand is kept.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise InputError(f"{folder} cannot hold a model: {problem}; give a folder, new or old") from error
-    scorer = policy.scorer
+    scorer, own = policy.scorer, own_card(folder)
     settings: dict[str, Any] = {"format": FORMAT, "kind": scorer.kind}
     if policy.first_stage is not None:
         settings["first_stage"] = {"weights": policy.first_stage.as_dict(), "active": policy.first_stage.active}
@@ -70,6 +74,29 @@ def save_policy(policy: AnyPolicy, folder: Path) -> None:
         save_file({k: v.contiguous() for k, v in scorer.state_dict().items()}, folder / "head.safetensors")
         scorer.store.save(folder / "encoder")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf8")
+    if own is not None:
+        (folder / CARD).write_bytes(own)  # where a whole folder was copied, its card came along
+    base, source = _loaded_from(scorer)
+    write_card(folder, base=base, source=source)
+
+
+def _loaded_from(scorer: Any) -> tuple[str | None, str | None]:
+    """(the folder or hub id that a scorer's weights began as, the one they were loaded from), where it is known."""
+    if isinstance(scorer, OnnxScorer | VllmScorer):
+        return (str(scorer.folder), None) if scorer.folder is not None else (None, None)
+    if isinstance(scorer, CrossEncoderScorer):
+        return _name_of(scorer.network), None
+    if isinstance(scorer, LightScorer):
+        encoder = scorer.store.encoder
+        name = _name_of(getattr(encoder.model[0], "model", None)) if isinstance(encoder, SentenceEncoder) else None
+        inside = name is not None and (Path(name).parent / SETTINGS).is_file()
+        return (str(Path(name).parent), None) if inside and name is not None else (name, None)
+    return _name_of(scorer.model), getattr(scorer.prompts.tokenizer, "name_or_path", None) or None
+
+
+def _name_of(network: Any) -> str | None:
+    """The folder or hub id that transformers loaded a network from."""
+    return getattr(getattr(network, "config", None), "_name_or_path", None) or None
 
 
 def _save_network(scorer: CrossEncoderScorer | OnnxScorer, folder: Path) -> None:

@@ -1,0 +1,289 @@
+"""The page and its few questions over HTTP, for one person on this machine.
+
+    GET /                 the page, one file
+    GET /api/session      what the run is
+    GET /api/queries      test queries that hold the words typed so far
+    GET /api/rank         the columns of a query
+    GET /api/explain      which sentences of a document carry its score
+
+A page of another site may make a browser ask any address: requests that such a page starts are refused
+(Sec-Fetch-Site), and so are those whose Host is a name that is not ours, which is how a name that is bound anew to this
+machine shows itself (DNS rebinding). What is not a question of the list is refused with JSON that says why.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import json
+import logging
+import re
+import socket
+import threading
+import time
+import webbrowser
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rerank.errors import InputError, RerankError, need
+from rerank.explore.answers import answer_json, stretches_json
+from rerank.explore.session import QUERY_LENGTH, Session, open_session
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger("rerank.explore")
+
+PATIENCE = 30.0
+"""Seconds that a question waits for the one before it."""
+ID_LENGTH = 2000
+"""Characters of an id that are read."""
+HERE = ("127.0.0.1", "localhost", "::1")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def serve(
+    folder: Path, host: str = "127.0.0.1", port: int = 8899, open_browser: bool = True, base: Path | None = None
+) -> None:
+    """Nothing, once Ctrl-C ends it; until then the run in `folder` can be tried at http://HOST:PORT.
+
+    Port 0 takes a free one. `base` is where the paths of the run's recipe start, where they are not found without it.
+    """
+    need("fastapi", "serve")
+    uvicorn = need("uvicorn", "serve")
+    from rich.console import Console
+
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with _listening(host, port) as listener:  # a port that is taken is told before anything is loaded
+        if host not in HERE:
+            logger.warning("listening on %s: whoever can reach this machine there can read the run's texts", host)
+        try:
+            app = app_of(open_session(folder, base, say), (host,))
+            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+            say(f"{url}   (Ctrl-C ends it)")
+            if open_browser:
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+            settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
+            uvicorn.Server(settings).run(sockets=[listener])
+        except KeyboardInterrupt:
+            say("ended")
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens at the address."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"port {port} is none: give one from 1 to 65535, or 0 for a free one")
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): give another port, or 0 for a free one"
+        ) from error
+    with listener:
+        yield listener
+
+
+def app_of(session: Session, hosts: Collection[str] = ()) -> FastAPI:
+    """The application; `hosts` are names by which it may be called, beside addresses and `localhost`."""
+    need("fastapi", "serve")
+    from fastapi import FastAPI, Response
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    page = files("rerank.explore").joinpath("page.html").read_text(encoding="utf8")
+    policy = _content_security(page)
+    turn = threading.Lock()
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(_Guard, hosts=frozenset(host.casefold() for host in hosts))
+
+    def answered(work: Callable[[], Any]) -> Any:
+        """The answer to one question; one at a time, for the models are shared."""
+        if not turn.acquire(timeout=PATIENCE):
+            return told("the model is busy with an earlier question: try again in a moment", 503)
+        try:
+            return told_json(work())
+        finally:
+            turn.release()
+
+    def told_json(content: Any, status: int = 200) -> Any:
+        # ASCII alone: a text may hold a lone surrogate, which UTF-8 cannot write.
+        return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+    def told(problem: str, status: int) -> Any:
+        return told_json({"error": problem}, status)
+
+    @app.get("/", response_model=None)
+    def root() -> Any:
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+    @app.get("/api/session", response_model=None)
+    def facts() -> Any:
+        return told_json(session_json(session))
+
+    @app.get("/api/queries", response_model=None)
+    def queries(q: str = "") -> Any:
+        found = session.suggested(_limited(q, "q", QUERY_LENGTH))
+        return told_json([{"id": query_id, "text": text} for query_id, text in found])
+
+    @app.get("/api/rank", response_model=None)
+    def rank(q: str = "", id: str | None = None, model: str | None = None) -> Any:
+        return answered(lambda: _ranked(session, *_asked(q, id, model)))
+
+    @app.get("/api/explain", response_model=None)
+    def explain(doc: str, column: str, q: str = "", id: str | None = None, model: str | None = None) -> Any:
+        return answered(lambda: _explained(session, _limited(doc, "doc", ID_LENGTH), column, *_asked(q, id, model)))
+
+    app.add_exception_handler(InputError, lambda _, error: told(str(error), 400))
+    app.add_exception_handler(RerankError, lambda _, error: told(str(error), 500))
+    app.add_exception_handler(RequestValidationError, lambda _, error: told(_missing(error), 422))
+    app.add_exception_handler(HTTPException, lambda _, error: told(_said(error), getattr(error, "status_code", 400)))
+    app.add_exception_handler(Exception, lambda _, error: told("this failed; the terminal tells more", 500))
+    return app
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+def session_json(session: Session) -> dict[str, Any]:
+    """What the page says of the run before anything is asked."""
+    settings = session.recipe.retrieval
+    return {
+        "name": session.recipe.name,
+        "collection": session.collection.name,
+        "documents": len(session.collection.documents),
+        "queries": len(session.test_ids),
+        "depth": settings.depth,
+        "retrievers": [retriever.name for retriever in session.run.retrievers],
+        "models": session.names,
+        "measure": session.measure,
+        "longest": QUERY_LENGTH,
+        "notes": [*session.run.notes, *session.policies(session.names[0]).notes],
+        "examples": [{"id": query_id, "text": text} for query_id, text in session.suggested("")],
+    }
+
+
+def _asked(q: str, query_id: str | None, model: str | None) -> tuple[str, str | None, str | None]:
+    """Query, query id and model of a request, none of them longer than such things are."""
+    _limited(q, "q", QUERY_LENGTH)
+    return (
+        q,
+        _limited(query_id, "id", ID_LENGTH) or None,
+        None if model is None else _limited(model, "model", ID_LENGTH),
+    )
+
+
+def _limited(value: Any, name: str, most: int) -> Any:
+    if value is not None and len(value) > most:
+        raise InputError(f"{name} has {len(value)} characters; at most {most} are taken")
+    return value
+
+
+def _ranked(session: Session, q: str, query_id: str | None, model: str | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    answer = session.ranked(q, query_id, model)
+    found = answer.candidates
+    grades = session.collection.qrels.get(found.query_id, {}) if found is not None else {}
+    told = answer_json(answer, grades, session.recipe.retrieval.language)
+    notes = session.policies(session.names[0] if model is None else model).notes
+    seconds = round(time.perf_counter() - began, 4)
+    return {**told, "measure": session.measure, "notes": list(notes), "seconds": seconds}
+
+
+def _explained(
+    session: Session, doc_id: str, column: str, q: str, query_id: str | None, model: str | None
+) -> dict[str, Any]:
+    cut = session.explained(doc_id, column, q, query_id, model)
+    length = len(session.collection.documents[doc_id])
+    return stretches_json(cut, session.query_of(q, query_id)[1], session.recipe.retrieval.language, length)
+
+
+def _missing(error: Any) -> str:
+    """What a request lacks, in one line."""
+    fields = sorted({str(problem["loc"][-1]) for problem in error.errors()})
+    return f"the request is not understood: look at {', '.join(fields)}"
+
+
+def _said(error: Any) -> str:
+    allowed = "GET /, /api/session, /api/queries?q=, /api/rank?q=, /api/explain?q=&doc=&column="
+    return f"{getattr(error, 'detail', 'this is not possible')}; there is {allowed}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- guard
+class _Guard:
+    """Passes on what this machine's own browser asks for this page; adds the headers that every answer has."""
+
+    def __init__(self, app: Any, hosts: frozenset[str]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", []), *own]}
+            await send(message)
+
+        problem = self._problem(scope)
+        if problem is None:
+            await self.app(scope, receive, with_headers)
+            return
+        body = json.dumps({"error": problem}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await with_headers({"type": "http.response.start", "status": 403, "headers": headers})
+        await with_headers({"type": "http.response.body", "body": body})
+
+    def _problem(self, scope: Mapping[str, Any]) -> str | None:
+        """Why a request is refused."""
+        headers = [(name.decode("latin1"), value.decode("latin1")) for name, value in scope["headers"]]
+        named = [value for name, value in headers if name == "host"]
+        if len(named) != 1 or not _is_ours(named[0], self.hosts):
+            return f"this page is not served under the name {', '.join(named)[:80]!r}: open it by its address"
+        site = next((value for name, value in headers if name == "sec-fetch-site"), "none")
+        if scope["path"].startswith("/api/") and site not in ("none", "same-origin"):
+            return "another site asked for this; only the page itself may"
+        return None
+
+
+def _is_ours(header: str, hosts: Collection[str]) -> bool:
+    """Whether a Host header is an address, `localhost` or one of `hosts`: a name bound anew is none of these."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?", header)
+    if match is None:
+        return False
+    name = match[1].strip("[]").casefold()
+    if name == "localhost" or name in hosts:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _content_security(page: str) -> str:
+    """The policy of the page: its own style and script, named by their hashes, and answers of this server alone."""
+    style, script = (_hash(page, tag) for tag in ("style", "script"))
+    return (
+        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _hash(page: str, tag: str) -> str:
+    inner = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'"
