@@ -5,7 +5,7 @@ import random
 
 from rerank.evaluation import compare
 from rerank.evaluation.across import Speed, across
-from rerank.evaluation.side_by_side import side_by_side
+from rerank.report.side_by_side import side_by_side
 from rerank.types import Collection, Run
 
 

@@ -29,6 +29,7 @@ ARROWS = {
     "data": FOUNDATION,
     "retrieval": FOUNDATION | {"data"},
     "evaluation": FOUNDATION | {"data"},
+    "report": FOUNDATION | {"data", "evaluation"},
     "rewards": set(),
     "teachers": FOUNDATION | {"data", "http", "prompting", "retrieval.fusion"},
     "reranker": PURE | {"engine", "models"},
@@ -38,18 +39,20 @@ ARROWS = {
     | {"data", "evaluation", "models", "prompting", "recipe", "reranker", "retrieval", "rewards", "teachers"}
     | {"training"},
     "experiment": PURE
-    | {"composition", "data", "engine", "evaluation", "models", "recipe", "reranker", "retrieval", "training"},
+    | {"composition", "data", "engine", "evaluation", "models", "recipe", "report", "reranker", "retrieval"}
+    | {"training"},
     "experiment.teaching": PURE | {"composition", "data", "engine", "experiment", "recipe", "teachers"},
     "experiment.keys": FOUNDATION | {"models", "prompting", "recipe", "teachers", "training"},
     "http": FOUNDATION,
     "bench": PURE
-    | {"composition", "data", "evaluation", "experiment", "http", "models", "recipe", "reranker", "retrieval", "toml"},
+    | {"composition", "data", "evaluation", "experiment", "http", "models", "recipe", "report", "reranker"}
+    | {"retrieval", "toml"},
     "explore": PURE
     | {"composition", "data", "evaluation", "experiment", "models", "recipe", "reranker", "retrieval", "training"},
     "integrations": FOUNDATION | {"reranker"},
     "cli": FOUNDATION
     | {"bench", "composition", "data", "evaluation", "experiment", "explore", "models", "recipe", "retrieval"}
-    | {"reranker", "toml"},
+    | {"report", "reranker", "toml"},
     "testing": FOUNDATION | {"lists", "objective", "plackett_luce"},
     "__init__": {"types", "data", "evaluation", "recipe", "reranker", "experiment"},
     "__main__": {"cli"},

@@ -22,7 +22,7 @@ from rerank.bench.first_stages import first_stage_choices
 from rerank.bench.measuring import recorded, speed_of, tie_rate_of
 from rerank.bench.systems import ModelChoice
 from rerank.data import load_collection, read_run
-from rerank.errors import InputError, NotFound
+from rerank.errors import InputError, NotFound, Unfinished
 from rerank.evaluation.across import Across
 from rerank.evaluation.measures import evaluate
 from rerank.experiment import reranking

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from report_folders import SETS, bench_folder, run_folder
 
-from rerank.evaluation import write_report
-from rerank.evaluation.marking import marked
 from rerank.evaluation.wording import signed
+from rerank.report import write_report
+from rerank.report.marking import marked
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'rerank[dev]'")
 

@@ -22,19 +22,17 @@ from rerank.evaluation import (
     Table,
     bootstrap_interval,
     bootstrap_intervals,
-    changes_from_json,
-    changes_json,
     compare,
     effect_size,
     evaluate,
     holm,
-    largest_changes,
     paired_t,
     parse_measure,
 )
 from rerank.evaluation.significance import crossed_t
 from rerank.evaluation.tables import Comparison
 from rerank.evaluation.wording import decimal, p_value, sentence, signed
+from rerank.report import changes_from_json, changes_json, largest_changes
 from rerank.types import Collection, Run
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

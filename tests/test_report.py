@@ -12,18 +12,19 @@ import pytest
 from report_folders import SETS, bench_folder, diagnosed, run_folder
 
 from rerank.errors import DataError, InputError, NotFound
-from rerank.evaluation import changes_from_json, changes_json, compare, largest_changes, write_report
+from rerank.evaluation import compare
 from rerank.evaluation.across import across
-from rerank.evaluation.audited import MEANINGS, audits
-from rerank.evaluation.bench_page import bench_page
-from rerank.evaluation.drawing import curve, gains, plot, round_axis, spots, stages
-from rerank.evaluation.findings import calibrations, diagnoses
-from rerank.evaluation.forests import forests, models_of
-from rerank.evaluation.marking import marked
-from rerank.evaluation.side_by_side import SideBySide, side_by_side
 from rerank.evaluation.tables import Cell, Comparison, Table
-from rerank.evaluation.train_page import FILES
 from rerank.evaluation.wording import decimal, signed
+from rerank.report import changes_from_json, changes_json, largest_changes, write_report
+from rerank.report.audited import MEANINGS, audits
+from rerank.report.bench_page import bench_page
+from rerank.report.drawing import curve, gains, plot, round_axis, spots, stages
+from rerank.report.findings import calibrations, diagnoses
+from rerank.report.forests import forests, models_of
+from rerank.report.marking import marked
+from rerank.report.side_by_side import SideBySide, side_by_side
+from rerank.report.train_page import FILES
 from rerank.training.audit import Audit
 from rerank.types import Collection, Run
 
@@ -610,7 +611,7 @@ def test_a_bench_of_one_set_without_models_or_other_files_is_reported(tmp_path):
 
 def test_many_sets_together_keep_to_what_one_page_may_take(tmp_path, monkeypatch):
     bench_folder(tmp_path)
-    monkeypatch.setattr("rerank.evaluation.bench_page.MOST_BYTES", 9_000)
+    monkeypatch.setattr("rerank.report.bench_page.MOST_BYTES", 9_000)
     text, _ = report_of(tmp_path)
     kept = [json.loads(d) for d in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)]
     told = [sum(bool(documents) for *_, documents in data["queries"]) for data in kept]

@@ -30,10 +30,10 @@ from rerank.errors import InputError, NotFound, Unfinished, nearest
 from rerank.evaluation.across import Across, across
 from rerank.evaluation.measures import parse_measure
 from rerank.evaluation.probes import PROBES
-from rerank.evaluation.report import write_report
 from rerank.experiment.reranking import AUTOMATIC, Loading
 from rerank.experiment.stamp import commit, hardware, versions
 from rerank.experiment.workspace import RECIPE, locked, write_json, write_text
+from rerank.report.writing import write_report
 
 JUDGED = "Judged@10"
 INDEXES = ".indexes"

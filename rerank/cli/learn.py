@@ -143,7 +143,7 @@ def audit(
 @app.command(rich_help_panel="Learn")
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Write report.html of a run anew."""
-    from rerank.evaluation.report import write_report
+    from rerank.report.writing import write_report
 
     console.print(f"{write_report(folder)}")
 

@@ -1,7 +1,7 @@
-"""Measures, paired tests, comparison tables and the report: from runs and judgements to a claim one may print.
+"""Measures, paired tests, comparison tables: from runs and judgements to a claim one may print.
 
     Run, Qrels -> evaluate -> Evaluation
-    {arm: Run}, Qrels -> compare -> Table -> verdict(), to_markdown(), to_json() -> write_report
+    {arm: Run}, Qrels -> compare -> Table -> verdict(), to_markdown(), to_json()
     {set: Table} -> across.across -> Across -> the same, over several sets
     lists -> perturbed -> lists -> (a model) -> Run -> drop_of -> Drop
 
@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rerank.evaluation.across import Across, OverSets, Speed
-    from rerank.evaluation.changes import Change, Place, changes_from_json, changes_json, largest_changes
     from rerank.evaluation.measures import Evaluation, Measure, evaluate, parse_measure
     from rerank.evaluation.probes import PROBES, Drop, drop_of, perturbed
-    from rerank.evaluation.report import write_report
     from rerank.evaluation.significance import (
         bootstrap_interval,
         bootstrap_intervals,
@@ -35,40 +33,32 @@ __all__ = [
     "PROBES",
     "Across",
     "Cell",
-    "Change",
     "Comparison",
     "Drop",
     "Evaluation",
     "Measure",
     "OverSets",
-    "Place",
     "Speed",
     "Table",
     "bootstrap_interval",
     "bootstrap_intervals",
-    "changes_from_json",
-    "changes_json",
     "compare",
     "drop_of",
     "effect_size",
     "evaluate",
     "holm",
-    "largest_changes",
     "paired_t",
     "parse_measure",
     "perturbed",
     "signed_rank",
     "stratified_intervals",
     "stratified_t",
-    "write_report",
 ]
 
 _MODULES = {
     "across": ("Across", "OverSets", "Speed"),
-    "changes": ("Change", "Place", "changes_from_json", "changes_json", "largest_changes"),
     "measures": ("Evaluation", "Measure", "evaluate", "parse_measure"),
     "probes": ("PROBES", "Drop", "drop_of", "perturbed"),
-    "report": ("write_report",),
     "significance": (
         "bootstrap_interval",
         "bootstrap_intervals",

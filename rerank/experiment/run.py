@@ -20,8 +20,6 @@ from rich.console import Console
 from rerank.composition import FIRST_STAGE, check_parts
 from rerank.engine.processes import by_main, is_main, main_first, started
 from rerank.errors import RerankError
-from rerank.evaluation.report import write_report
-from rerank.evaluation.side_by_side import side_by_side
 from rerank.evaluation.tables import Table, compare
 from rerank.experiment.arms import REFINED, arms_of, meaning_of
 from rerank.experiment.cards import write_cards
@@ -33,6 +31,8 @@ from rerank.experiment.training import ModelTraining, Trained, arm_name, check_l
 from rerank.experiment.workspace import Workspace, claim, disclaim, locked, write_json
 from rerank.models.backbones import load_encoder
 from rerank.recipe import Recipe
+from rerank.report.side_by_side import side_by_side
+from rerank.report.writing import write_report
 from rerank.training.log import Log
 from rerank.types import CandidateList, Run
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rerank.evaluation.audited import audits
-from rerank.evaluation.drawing import dot_axis, dots, stages
-from rerank.evaluation.explored import explored
-from rerank.evaluation.findings import calibrations, diagnoses
-from rerank.evaluation.forests import forests
-from rerank.evaluation.run_files import read_as, read_json, read_jsonl
-from rerank.evaluation.side_by_side import MOST_BYTES, SideBySide
 from rerank.evaluation.tables import Table
+from rerank.report.audited import audits
+from rerank.report.drawing import dot_axis, dots, stages
+from rerank.report.explored import explored
+from rerank.report.findings import calibrations, diagnoses
+from rerank.report.forests import forests
+from rerank.report.run_files import read_as, read_json, read_jsonl
+from rerank.report.side_by_side import MOST_BYTES, SideBySide
 
 FILES = ("summary.json", "diagnosis.json", "calibration.json", "changes.json", "metrics.jsonl")
 """What the report shows beside its table, each file where it is there."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rerank.evaluation.changes import Change
-from rerank.evaluation.drawing import Gains, gains
-from rerank.evaluation.side_by_side import SideBySide
 from rerank.evaluation.tables import Table
+from rerank.report.changes import Change
+from rerank.report.drawing import Gains, gains
+from rerank.report.side_by_side import SideBySide
 
 
 class Explored(NamedTuple):

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rerank.errors import InputError
-from rerank.evaluation.drawing import MOST_SERIES, Plot, Spot, is_number, plot, spots
-from rerank.evaluation.forests import CLONE, REFINED, models_of
 from rerank.evaluation.wording import decimal, signed
+from rerank.report.drawing import MOST_SERIES, Plot, Spot, is_number, plot, spots
+from rerank.report.forests import CLONE, REFINED, models_of
 
 _DASH = decimal(float("nan"))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rerank.evaluation.drawing import is_number
-from rerank.evaluation.findings import objects, shown
+from rerank.report.drawing import is_number
+from rerank.report.findings import objects, shown
 
 MEANINGS = {
     "lists": "lists that were looked at",

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 from rerank.errors import InputError, nearest
-from rerank.evaluation.changes import Change, Place, beginning, changes_from_json, count_missing_texts, most_moved
 from rerank.evaluation.measures import Measure, evaluate, parse_measure
+from rerank.report.changes import Change, Place, beginning, changes_from_json, count_missing_texts, most_moved
 from rerank.types import Collection, Qrels, Run
 
 logger = logging.getLogger("rerank.evaluation")

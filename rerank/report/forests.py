@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rerank.errors import InputError
-from rerank.evaluation.drawing import Axis, is_number, round_axis
 from rerank.evaluation.tables import Comparison, Table
 from rerank.evaluation.wording import Said, p_value
+from rerank.report.drawing import Axis, is_number, round_axis
 
 CLONE, REFINED = "clone", "refined"
 

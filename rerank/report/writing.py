@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rerank.errors import DataError, NotFound, RerankError
-from rerank.evaluation.bench_page import bench_page
-from rerank.evaluation.marking import marked
-from rerank.evaluation.run_files import DAMAGED, damage
-from rerank.evaluation.train_page import train_page
 from rerank.evaluation.wording import decimal, p_value, signed
+from rerank.report.bench_page import bench_page
+from rerank.report.marking import marked
+from rerank.report.run_files import DAMAGED, damage
+from rerank.report.train_page import train_page
 
 
 def write_report(folder: Path) -> Path:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rerank.evaluation.across import Across, Speed
-from rerank.evaluation.drawing import Axis, is_number, round_axis
-from rerank.evaluation.explored import Explored, explored
-from rerank.evaluation.forests import Interval, interval, interval_axis
-from rerank.evaluation.run_files import read_as, read_json
-from rerank.evaluation.side_by_side import MOST_BYTES, SideBySide
 from rerank.evaluation.tables import Cell, Comparison, Table
 from rerank.evaluation.wording import decimal, p_value, signed
+from rerank.report.drawing import Axis, is_number, round_axis
+from rerank.report.explored import Explored, explored
+from rerank.report.forests import Interval, interval, interval_axis
+from rerank.report.run_files import read_as, read_json
+from rerank.report.side_by_side import MOST_BYTES, SideBySide
 
 FIRST_SENTENCES = 4
 """Sentences of the verdict that stand at the top; the others are a click away."""
