@@ -8,12 +8,14 @@ import re
 import shutil
 import threading
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.errors import EntryNotFoundError
 from sentence_transformers import CrossEncoder
 
 from rerank import Reranker
@@ -21,7 +23,7 @@ from rerank.errors import DataError, EndpointError, InputError, NotFound, Rerank
 from rerank.experiment import train
 from rerank.experiment.cards import hub_dataset, licence_fields
 from rerank.experiment.pushing import push, uploads
-from rerank.models.backbones import load_cross_encoder, load_encoder, load_listwise
+from rerank.models.backbones import backbone_path, load_cross_encoder, load_encoder, load_listwise
 from rerank.models.calibration import Calibration
 from rerank.models.card import CARD, Told, digest_of_weights, escaped, fenced, hub_id, is_generated, is_ours, write_card
 from rerank.models.language.reading import Reading
@@ -552,6 +554,35 @@ def test_without_the_hub_without_a_token_or_offline_one_is_told(model, hub, monk
 def test_a_repository_has_a_name_and_perhaps_an_owner(model, hub, repo):
     with pytest.raises(InputError, match="OWNER/NAME"):
         push(model, repo)
+
+
+def test_a_pushed_model_is_loaded_from_the_hub_by_its_id_alone(model, hub, monkeypatch, tmp_path):
+    pair = [("a query", "a text of some words")]
+    before = Reranker.from_pretrained(str(model)).predict(pair)
+    push(model, "me/model")
+    # How files travel from the hub is its library's matter; which of them are asked for is ours.
+    asked = []
+
+    def download(repo, file):
+        asked.append(file)
+        if file not in hub.files:
+            raise EntryNotFoundError(file)
+        return str(tmp_path / file)
+
+    def snapshot(repo, allow_patterns):
+        for name, data in hub.files.items():
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "fetched" / name).write_bytes(data)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    backbone_path.cache_clear()
+    assert Reranker.from_pretrained("me/model").predict(pair) == pytest.approx(before, abs=1e-6)
+    assert asked == ["rerank.json"]
+    assert (tmp_path / "fetched" / "rerank.json").is_file()
+    backbone_path.cache_clear()
 
 
 def test_what_is_asked_of_the_hubs_library_is_there():

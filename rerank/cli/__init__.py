@@ -23,8 +23,10 @@ def _quiet() -> None:
     handler.addFilter(lambda record: record.name.startswith("rerank") or record.levelno >= logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 

@@ -29,6 +29,8 @@ logger = logging.getLogger("rerank.models")
 MINILM = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SETTINGS = "rerank.json"
+FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.onnx", "*.onnx.data", "README.md")
+"""Files of a model of ours on the hub; no other file of its repository is fetched."""
 Pooling = Literal["mean", "cls"]
 NO_PICKLE = {"use_safetensors": True}
 """A pickled weight file (*.bin) can run code when it is read; a model that has nothing else is refused."""
@@ -60,7 +62,25 @@ def backbone_path(name: str) -> str:
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         beside = f"; there is a model in {folder.parent}" if _holds_model(folder.parent) else ""
         raise NotFound(f"there is no model folder {name}{beside}")
-    return name
+    return _fetched(name)
+
+
+def _fetched(name: str) -> str:
+    """The folder of a model of ours that lies on the hub, fetched whole; the id of another one, as it was given."""
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(name, SETTINGS)
+    except LocalEntryNotFoundError as error:  # the hub was not reached; what lies in its cache may be all there is
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "modules.json")):
+            return name
+        with named_failures(name):
+            raise OSError(str(error)) from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):  # not ours; who loads it tells if it is nobody's
+        return name
+    with named_failures(name):
+        return str(snapshot_download(name, allow_patterns=list(FETCHED)))
 
 
 def _holds_model(folder: Path) -> bool:

@@ -206,15 +206,14 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
         given = f", first_stage={{{inner}}}"
     python = (
         "from rerank import Reranker\n\n"
-        'reranker = Reranker.from_pretrained("FOLDER")  # where this model is\n'
+        'reranker = Reranker.from_pretrained("FOLDER")\n'
         f'for hit in reranker.rank("your query", ["a document", "another one"]{given}):\n'
         "    print(hit.index, hit.score, hit.text)"
     )
     shell = 'rerank rank FOLDER --query "your query" --documents texts.txt\n'
     shell += "rerank rank FOLDER --collection COLLECTION --run first-stage.trec --out reranked.trec"
     parts = [
-        "From the hub, fetch the folder first (`hf download REPO --local-dir FOLDER`): its settings are read from "
-        "`rerank.json` beside the weights.",
+        "`FOLDER` is where this model is, or its id on the hub.",
         fenced(python, "python"),
         fenced(shell, "sh"),
     ]
