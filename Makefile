@@ -21,6 +21,17 @@ test: .venv/installed              ## the default suite, a few minutes on two co
 test-slow: .venv/installed         ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
+DATA ?= ../shared/data
+SETS := scifact cacm vaswani semeval2016-cqa-answers birco-doris-mae xquad-r-de
+
+benchmark: .venv/installed         ## the README's table: six collections, the quickstart's models, two first stages
+	test -d runs/quickstart/model || $(BIN)/rerank quickstart
+	$(BIN)/rerank bench local:$(DATA) $(addprefix --set ,$(SETS)) --judged-pool semeval2016-cqa-answers \
+	  --judged-pool birco-doris-mae --model light=runs/quickstart/model/light \
+	  --model cross-encoder=runs/quickstart/model/cross-encoder -f bm25 -f dense --out runs/bench-local
+	$(BIN)/python benchmarks/record.py runs/bench-local
+	$(BIN)/python benchmarks/readme.py
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

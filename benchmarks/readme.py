@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
+LEVEL = 0.05
 BLOCK = re.compile(r"(?s)(?P<open><!-- table (?P<name>[\w-]+) -->\n).*?(?P<close><!-- /table -->)")
 
 HEAD_ARMS = {
@@ -88,7 +89,32 @@ def head() -> str:
     return lines_of(titles, [[label, *(shown(label, title) for title in tables)] for label in HEAD_ARMS])
 
 
-TABLES: dict[str, Callable[[], str]] = {"head": head}
+def bench() -> str:
+    """The suite of `make benchmark`: sets down, arms across, marked where they differ from their first stage."""
+    results = result("bench-local")["results"]
+    primary = results["measures"][0]
+    arms = list(results["means"])
+    tested = {
+        (row, c["arm"]): c
+        for row, comparisons in {**results["by_set"], "": results["comparisons"]}.items()
+        for c in comparisons
+        if c["measure"] == primary and c["arm"].endswith(f" on {c['against']}")
+    }
+
+    def shown(row: str, arm: str, mean: float) -> str:
+        c = tested.get((row, arm))
+        real = c is not None and c["p_holm"] is not None and c["p_holm"] < LEVEL and not c["low"] <= 0 <= c["high"]
+        return decimal(mean) + (f" {'▲' if c['difference'] > 0 else '▼'}" if real else "")
+
+    rows = [
+        [f"{name}, {table['queries']}", *(shown(name, arm, table["arms"][arm][primary]["mean"]) for arm in arms)]
+        for name, table in results["sets"].items()
+    ]
+    means = [shown("", arm, results["means"][arm][primary]["mean"]) for arm in arms]
+    return lines_of(["set, queries", *arms], [*rows, [f"mean over {len(results['counted'])} sets", *means]])
+
+
+TABLES: dict[str, Callable[[], str]] = {"head": head, "bench": bench}
 
 
 def written(text: str) -> str:

@@ -21,12 +21,12 @@ T = TypeVar("T")
 SPOKEN = {int: "an int", float: "a number"}
 
 
-def parsed(text: str, where: str) -> dict[str, Any]:
-    """The tables of a TOML text."""
+def parsed(text: str, where: str = "") -> dict[str, Any]:
+    """The tables of a TOML text; an error begins with `where`, if that is said."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{where}: this is not TOML: {error}") from error
+        raise RecipeError(f"{where and f'{where}: '}this is not TOML: {error}") from error
 
 
 def parse_settings(texts: Sequence[str], where: str) -> dict[str, Any]:

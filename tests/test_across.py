@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rerank.errors import InputError, Mismatch
 from rerank.evaluation.across import Across, Speed, across
+from rerank.evaluation.comparison import Comparison
 from rerank.evaluation.grid import MEAN, grid
 from rerank.evaluation.latex import escaped
 from rerank.evaluation.over_sets import weights_of
@@ -28,6 +29,7 @@ from rerank.evaluation.significance import (
     stratified_t,
 )
 from rerank.evaluation.tables import compare
+from rerank.evaluation.wording import conclusion
 from rerank.types import Run
 
 FIRST, LIGHT, BIG = "bm25", "light on bm25", "big on bm25"
@@ -152,6 +154,13 @@ def test_signed_ranks_are_scipys_and_six_of_one_sign_give_2_in_64():
     assert signed_rank([0.1, 0.2, 0.3, 0.4, 0.5]) == pytest.approx(2 / 32)
     assert signed_rank([0.0, 0.0]) == 1
     assert signed_rank([0.1, -0.2, 0.3, 0.0]) == signed_rank([0.1, -0.2, 0.3])
+
+
+def test_rounding_is_no_sign_for_a_signed_rank_test():
+    """0.1 + 0.2 - 0.3 is no set won."""
+    assert signed_rank([0.1 + 0.2 - 0.3] * 6) == 1
+    assert signed_rank([0.1, -0.2, 0.3, 0.25, 1e-16, -1e-10, 9e-10]) == signed_rank([0.1, -0.2, 0.3, 0.25])
+    assert signed_rank([2e-9] * 6) == pytest.approx(2 / 64)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +349,63 @@ def test_the_verdict_names_the_best_arm_each_difference_and_the_sets_that_say_ot
     assert not any(s.startswith("on scifact, light on bm25 is better than bm25") for s in sentences)
 
 
+def test_sets_that_are_absent_are_counted_and_named_wherever_something_is_said(tables):
+    why = "data/alpha#test:\n  <b>no</b> qrels & no R_1"
+    a = across("local", tables, groups=GROUPS, absent={"alpha": why})
+    told = "alpha is missing: data/alpha#test: <b>no</b> qrels & no R_1"
+    assert a.verdict()[0].startswith("big on bm25 has the highest nDCG@10 over 4 of 5 sets: ")
+    assert a.verdict()[1] == told
+    assert any(" nDCG@10 over 4 of 5 sets (" in s for s in a.verdict())
+    assert Across.from_json(json.loads(json.dumps(a.to_json()))).absent == {"alpha": why}
+    markdown = a.to_markdown()
+    assert "alpha is missing: data/alpha#test: &lt;b>no&lt;/b> qrels &amp; no R_1." in markdown
+    assert "Means are over 4 of the 5 sets that were asked for, the sets of a group together as one" in markdown
+    assert a.to_latex().count(escaped(told)) == len(a.measures)
+    assert "Missing: alpha." in " ".join(shown(a, 120).split())
+    assert "local,alpha" + "," * 13 in a.to_csv().splitlines()
+
+
+def test_what_is_left_of_a_suite_is_not_said_to_be_all_of_it(tables):
+    one = across("local", {"scifact": tables["scifact"]}, absent={"alpha": "gone", "beta": "gone"})
+    assert one.verdict()[0].startswith("big on bm25 has the highest nDCG@10 on scifact alone, of 3 sets: ")
+    lacking = table_of("lacking", {FIRST: 0, LIGHT: 0.5})
+    some = across("local", {**tables, "lacking": lacking}, absent={"alpha": "gone"})
+    assert "over the 4 of 6 sets that all have" in some.verdict()[0]
+    assert any("over the 4 of 6 sets that have both" in s for s in some.verdict())
+    assert "over the 4 of 6 sets that all arms with a mean have" in some.to_markdown()
+    whole = across("local", tables)
+    assert whole.absent == {} and " over 4 sets: " in whole.verdict()[0] and "over all 4 sets" in whole.to_markdown()
+    with pytest.raises(InputError, match="absent: set 'scifact' has a table"):
+        across("local", tables, absent={"scifact": "gone"})
+
+
+def test_one_set_won_is_one_set(tables):
+    a = across("local", {name: tables[name] for name in ("scifact", "forum-b")}, pairs=[(LIGHT, FIRST)])
+    assert any("; 1 set won, 0 level, 1 lost" in s for s in a.verdict())
+
+
+def test_of_arms_with_the_same_mean_none_is_said_to_have_the_highest_alone(tables):
+    a = across("local", tables)
+    best = a.means[BIG]["nDCG@10"]
+    tied = replace(a, means={**a.means, LIGHT: {**a.means[LIGHT], "nDCG@10": best._replace(mean=best.mean + 1e-12)}})
+    assert tied.verdict()[0].startswith("light on bm25 and big on bm25 have the highest nDCG@10 over 4 sets: ")
+
+
+def test_the_best_arm_is_not_said_to_be_level_where_nothing_could_be_tested(tables):
+    tiny = {name: table_of(name, {FIRST: 0, LIGHT: 3}, queries=1) for name in ("a", "b")}
+    a = across("local", tiny)
+    assert all(math.isnan(c.p_holm) for c in a.comparisons)
+    assert "measurably" not in a.verdict()[0] and "not tested against" in a.verdict()[0]
+
+
+def test_an_interval_beside_zero_of_a_level_control_is_said_to_be_uncorrected():
+    base = {"measure": "nDCG@10", "difference": -0.01, "p": 0.03, "p_holm": 0.09, "wins": 1, "losses": 2, "ties": 0}
+    c = Comparison("refined", "labels", low=-0.018, high=-0.002, effect=-0.2, **base)
+    assert "95 % interval (uncorrected) −.018 to −.002" in str(conclusion("refined", [c], {"labels": 0.5}, 30))  # noqa: RUF001
+    around = replace(c, high=0.002)
+    assert "95 % interval −.018 to +.002" in str(conclusion("refined", [around], {"labels": 0.5}, 30))  # noqa: RUF001
+
+
 def test_level_sets_of_a_measurable_mean_are_named():
     small = {
         "clear": table_of("clear", {FIRST: 0, BIG: 3}, queries=60),
@@ -417,6 +483,14 @@ def test_markdown_tables_are_rectangular_bold_the_best_and_mark_what_differs(ful
             assert ("†" in shown) == any(c.measurable for c in against_first if c.measure == "nDCG@10")
     assert "**" not in "".join(blocks[2]), "more judged documents are no merit"
     assert "a \\| b" in full.to_markdown()
+    assert full.to_markdown().startswith("# R&amp;D_50%\n") and "| < .001 |" in full.to_markdown()
+
+
+def test_markdown_takes_no_html_from_names_and_sources(tables):
+    figure = Figure(FIRST, "nDCG@10", 0.5, "<img src=x onerror=alert(1)>", "</td>&lt;b")
+    text = across("<script>", tables, published={"scifact": [figure]}).to_markdown()
+    assert not re.search(r"<[^ ]", text)
+    assert "&lt;img src=x" in text and "&lt;/td>&amp;lt;b" in text and text.startswith("# &lt;script>")
 
 
 def test_latex_escapes_what_comes_from_outside_and_its_rows_have_all_columns(full):

@@ -517,7 +517,10 @@ def test_an_interruption_is_no_failure_of_a_set(measured, monkeypatch):
         ({"qrels": {"one": Path("x")}}, NotFound, "no such file"),
         ({"more": [ModelChoice("plain", "nowhere/at/all")]}, InputError, "two models are called 'plain'"),
         ({"more": [ModelChoice("gone", "./nowhere")]}, NotFound, "no model folder"),
-        ({"more": [ModelChoice("first_stage", "x")]}, InputError, "is not 'first_stage'"),
+        ({"more": [ModelChoice("first_stage", "x")]}, InputError, "files of ours"),
+        ({"measures": ["Judged@5", "nDCG@10"]}, InputError, "speaks of the judgements, not of the ranking"),
+        ({"first_stages": ["dense"], "encoder": "./nowhere"}, NotFound, "nowhere"),
+        ({"first_stages": ["bm25", "hybrid"], "encoder": "./nowhere"}, NotFound, "nowhere"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_measured(settings, error, message, measured, tmp_path):
@@ -564,7 +567,7 @@ def test_queries_without_candidates_count_zero_and_are_told(measured, suite, tmp
     (drop,) = found.probes["one"]["plain on partly"]
     assert drop["queries"] == 5
     notes = json_of(tmp_path / "out" / "summary.json")["notes"]
-    assert "one: 1 of 6 queries have no candidate of partly; each counts 0" in notes
+    assert "one: 1 of 6 queries has no candidate of partly; it counts 0" in notes
 
 
 # Files

@@ -324,7 +324,7 @@ def test_trouble_that_may_pass_is_asked_again_and_counted(how, caplog):
         assert reranker.scores("q", ["2", "1"]) == by_number("q", ["2", "1"])
         assert stub.bodies[0] == stub.bodies[1] == stub.bodies[2]
         assert reranker.repeated == 2
-    assert caplog.text.count("its seconds hold the wait") == 1
+    assert caplog.text.count("this query hold the wait") == 1
 
 
 def test_a_retry_after_is_heeded():

@@ -17,12 +17,14 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import EntryNotFoundError
 from sentence_transformers import CrossEncoder
+from typer.testing import CliRunner
 
-from rerank import Reranker
+from rerank import Reranker, cli
 from rerank.errors import DataError, EndpointError, InputError, NotFound, RerankError
 from rerank.experiment import train
-from rerank.experiment.cards import hub_dataset, licence_fields
+from rerank.experiment.cards import _nothing_learned, hub_dataset, licence_fields
 from rerank.experiment.pushing import push, uploads
+from rerank.experiment.training import Trained
 from rerank.models.backbones import backbone_path, load_cross_encoder, load_encoder, load_listwise
 from rerank.models.calibration import Calibration
 from rerank.models.card import CARD, Told, digest_of_weights, escaped, fenced, hub_id, is_generated, is_ours, write_card
@@ -30,7 +32,7 @@ from rerank.models.language.reading import Reading
 from rerank.models.light import LightScorer
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy
-from rerank.recipe import Source, parse_recipe
+from rerank.recipe import Model, Source, parse_recipe
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BY_HAND = "---\nlicense: mit\n---\n\n# My model\n\nI wrote this.\n"
@@ -87,7 +89,7 @@ def test_the_card_says_which_first_stage_scores_are_read_and_that_probabilities_
     policy.calibration = Calibration("affine", a=1.0, b=0.0)
     Reranker(policy).save_pretrained(tmp_path / "m")
     text = card(tmp_path / "m")
-    assert 'first_stage={"bm25": [...], "first stage": [...]}' in text
+    assert 'first_stage={"bm25": [12.5, 3.1], "first stage": [12.5, 3.1]}' in text
     assert "It is calibrated" in text and "not calibrated" not in text
     policy.first_stage.active = False
     save_policy(policy, tmp_path / "off")
@@ -215,6 +217,16 @@ def test_the_header_takes_whatever_a_name_holds(model):
     assert header(model).license_name == name
 
 
+@pytest.mark.parametrize(
+    ("clone", "refined", "told"),
+    [(0, 0, "No step of either stage"), (7, 0, "No step of refinement"), (7, 9, ""), (0, 9, "")],
+)
+def test_a_card_says_first_when_nothing_was_learned(clone, refined, told):
+    learned = {"light clone": {3: {"best_step": clone}}, "light refined": {3: {"best_step": refined}}}
+    said = " ".join(_nothing_learned(Trained(learned=learned, kept_seed=3), Model(name="light")))
+    assert said.startswith(f"**{told}") if told else said == ""
+
+
 def test_a_licence_is_an_id_of_the_hub_or_another_one_by_name():
     assert licence_fields("") == licence_fields("  ") == {}
     assert licence_fields("Apache-2.0") == {"license": "apache-2.0"}
@@ -319,6 +331,14 @@ def test_the_files_of_a_model_are_listed_with_their_sizes(model):
     assert found == on_disk and "2_Dense/model.safetensors" in found
 
 
+def test_a_module_is_sent_from_the_folder_that_sentence_transformers_gave_it(model):
+    modules = json.loads((model / "modules.json").read_text())
+    dense = next(m for m in modules if m["path"] == "2_Dense")
+    (model / "2_Dense").rename(model / "linear")
+    (model / "modules.json").write_text(json.dumps([m | {"path": "linear"} if m is dense else m for m in modules]))
+    assert {"linear/config.json", "linear/model.safetensors"} <= {upload.path for upload in uploads(model)}
+
+
 def spoil_pickle(model):
     (model / "training_args.bin").write_bytes(b"x")
 
@@ -334,6 +354,16 @@ def spoil_code(model):
 def spoil_folder(model):
     (model / "checkpoint-1").mkdir()
     (model / "checkpoint-1" / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+
+
+def spoil_numbered(model):
+    """A folder as those of sentence-transformers are called, which is none of its modules."""
+    (model / "3_Backup").mkdir()
+    (model / "3_Backup" / "model.safetensors").write_bytes((model / "2_Dense" / "model.safetensors").read_bytes())
+
+
+def spoil_nested(model):
+    shutil.copytree(model / "2_Dense", model / "1_Pooling" / "2_Dense")
 
 
 def spoil_link(model):
@@ -367,6 +397,8 @@ def remove(name):
         (spoil_strange, InputError, "no part of a model: notes.txt"),
         (spoil_code, InputError, "no part of a model: modeling.py"),
         (spoil_folder, InputError, "checkpoint-1/model.safetensors"),
+        (spoil_numbered, InputError, "no part of a model: 3_Backup/model.safetensors"),
+        (spoil_nested, InputError, "no part of a model: 1_Pooling/2_Dense/config.json"),
         (spoil_link, InputError, "leads out of the folder"),
         (spoil_cut, InputError, "cut short"),
         (spoil_layers, RerankError, "lacks weights"),
@@ -380,6 +412,8 @@ def remove(name):
         (lambda m: (m / CARD).write_text("# no header"), DataError, "no YAML header"),
         (lambda m: (m / CARD).write_text("---\na: [\n---\n"), DataError, "cannot be read"),
         (lambda m: (m / "rerank.json").write_text("{"), DataError, "not JSON"),
+        (lambda m: (m / "modules.json").write_text("[7]"), DataError, "no list of modules"),
+        (lambda m: (m / "modules.json").write_text("[{"), DataError, "no list of modules"),
     ],
 )
 def test_what_is_not_one_whole_model_is_not_pushed(model, hub, spoil, error, told):
@@ -510,6 +544,15 @@ def test_a_model_is_pushed_whole_and_private(model, hub, caplog):
 def test_a_dry_look_asks_nothing_of_the_hub(model, hub):
     uploads(model)
     assert hub.calls == []
+
+
+def test_a_dry_run_tells_files_place_and_a_licence_that_is_missing(model):
+    told = CliRunner().invoke(cli.app, ["push", str(model), "me/model", "--dry-run"], catch_exceptions=False)
+    assert told.exit_code == 0 and "model.safetensors" in told.output
+    assert "would go to me/model (private)" in told.output and "states no licence" in told.output
+    (model / CARD).write_text(BY_HAND, encoding="utf8")
+    told = CliRunner().invoke(cli.app, ["push", str(model), "me/model", "--dry-run", "--public"])
+    assert "(public)" in told.output and "states no licence" not in told.output
 
 
 def test_a_private_model_does_not_go_to_a_public_repository(model, hub):

@@ -32,8 +32,7 @@ from rerank.evaluation import (
 from rerank.evaluation.significance import crossed_t
 from rerank.evaluation.tables import Comparison
 from rerank.evaluation.wording import decimal, p_value, sentence, signed
-from rerank.report import changes_from_json, changes_json, largest_changes
-from rerank.types import Collection, Run
+from rerank.types import Run
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -622,6 +621,26 @@ def test_markdown_and_terminal_tables_show_every_arm_and_keep_hostile_names_harm
     assert "[bold]c" in capture.get() and "a|b" in capture.get() and "< .001" in capture.get()
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_terminal_table_gives_up_measures_before_it_gives_up_its_test(width):
+    from rich.console import Console
+
+    runs, qrels = made_up_runs()
+    runs = {"cross-encoder clone": runs["clone"], "cross-encoder refined alone": runs["refined"]}
+    pair = [("cross-encoder refined alone", "cross-encoder clone")]
+    measures = ["nDCG@10", "RR(rel=2)@10", "R@10", "AP"]
+    table = compare(runs, qrels, measures, pair, {"cross-encoder clone": 12345.6})
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table.to_rich(width))
+    shown = capture.get()
+    assert "12345.6" in shown and "< .001" in shown and "seconds" in shown
+    # What is not a column is named below the table.
+    assert all(measure in shown.replace("\n", "") or measure.split("(")[0] in shown for measure in measures)
+    assert ("no room here for" in shown) == (width < 100)
+    assert all(len(line) <= width for line in shown.splitlines())
+
+
 def test_numbers_are_printed_as_statistics_prints_them():
     assert [decimal(v) for v in (0.4312, -0.0117, 1.0, 0.0, -0.0001, math.nan)] == [
         ".431",
@@ -633,31 +652,6 @@ def test_numbers_are_printed_as_statistics_prints_them():
     ]
     assert [signed(v) for v in (0.031, -0.031, 0.0)] == ["+.031", "−.031", ".000"]  # noqa: RUF001
     assert [p_value(v) for v in (0.0004, 0.031, 1.0)] == ["< .001", ".031", "1.000"]
-
-
-def test_the_largest_changes_show_both_rankings_with_grades_and_movement():
-    qrels = {"up": {"x": 1}, "down": {"x": 1}, "same": {"x": 1}, "slightly": {"x": 1}}
-    first, second, third = (("x", 3.0), ("y", 2.0), ("z", 1.0)), (("y", 3.0), ("x", 2.0)), (("y", 3.0), ("z", 2.0))
-    before = Run({"up": third, "down": first, "same": first, "slightly": second}, "before")
-    after = Run({"up": first, "down": second, "same": first, "slightly": first}, "after")
-    collection = Collection({"x": "t" * 900, "y": "short", "z": ""}, {q: f"query {q}" for q in qrels}, qrels)
-    changes = largest_changes(before, after, qrels, collection, measure="rr", n=5, shown=2)
-    assert [(c.query_id, c.difference) for c in changes] == [("up", 1), ("slightly", 1 / 2), ("down", -1 / 2)]
-    up = changes[0]
-    assert up.query == "query up" and (up.value_before, up.value_after, up.measure) == (0, 1, "RR")
-    assert [(p.rank, p.doc_id, p.grade, p.other_rank) for p in up.after] == [(1, "x", 1, None), (2, "y", None, 1)]
-    assert len(up.after[0].text) == 400 and up.after[0].text.endswith("…") and up.after[1].text == "short"
-    assert [c.query_id for c in largest_changes(before, after, qrels, collection, "RR", n=1)] == ["up", "down"]
-    assert changes_from_json(json.loads(json.dumps(changes_json(changes, "before", "after")))) == changes
-
-
-def test_texts_that_the_collection_lacks_are_counted_aloud(caplog):
-    qrels = {"q": {"x": 1}}
-    before, after = Run({"q": (("y", 1.0), ("x", 0.0))}), Run({"q": (("x", 1.0), ("y", 0.0))})
-    with caplog.at_level(logging.WARNING):
-        [change] = largest_changes(before, after, qrels, Collection({"x": "text"}, {}))
-    assert change.query == "" and change.after[1].text == ""
-    assert "1 documents and 1 queries" in caplog.text
 
 
 def test_importing_the_package_loads_nothing_heavy():

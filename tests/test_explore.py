@@ -1,6 +1,7 @@
 """`rerank explore`: the columns are the run's own, the parts of a score sum to it, and the page is safe to open."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -438,22 +439,70 @@ def test_other_methods_and_broken_texts_end_in_json_too(client):
         assert response.headers["content-type"] == "application/json"
 
 
-def test_a_failure_is_told_without_a_traceback(client, session, monkeypatch):
+def test_a_failure_is_told_without_a_traceback(client, session, monkeypatch, caplog):
     monkeypatch.setattr(session, "ranked", lambda *_: 1 / 0)
-    response = client.get("/api/rank?q=river")
+    with caplog.at_level(logging.ERROR, "rerank.explore"):
+        response = client.get("/api/rank?q=river")
     assert (response.status_code, response.json()) == (500, {"error": "this failed; the terminal tells more"})
+    assert "ZeroDivisionError" in caplog.text, "the terminal tells more"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8899", "localhost", "localhost:1", "[::1]:8899", "192.168.1.7:8899"])
-def test_addresses_and_localhost_are_served(client, host):
+def test_every_answer_has_the_headers_of_the_guard_also_that_of_a_failure(client, session, monkeypatch):
+    answers = [client.get(path) for path in ("/", "/api/session", "/api/rank", "/nothing")]
+    answers.append(client.get("/", headers={"Host": "evil.example"}))
+    monkeypatch.setattr(session, "ranked", lambda *_: 1 / 0)
+    answers.append(client.get("/api/rank?q=river"))
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 404, 403, 500]
+    for answer in answers:
+        for name in ("x-content-type-options", "cache-control", "cross-origin-resource-policy"):
+            assert answer.headers.get_list(name) == [answer.headers[name]], (answer.url, name)
+        assert answer.headers["content-type"].split(";")[0] in ("application/json", "text/html")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8899", "localhost:8899", "LocalHost:8899", "[::1]:8899"])
+def test_the_names_of_this_machine_are_served_at_the_port_that_is_listened_on(client, host):
     assert client.get("/api/session", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8899", "127.0.0.1.evil.example", "", "a:b:c"])
-def test_other_names_are_refused_for_they_may_be_bound_anew(client, host):
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "localhost.evil.example:8899", "127.0.0.1.evil.example", "", "a:b:c", "[::1", "::1:8899"),
+        *("192.168.1.7:8899", "10.0.0.1", "[fe80::1]:8899", "127.0.0.2:8899", "0.0.0.0:8899"),
+        *("localhost", "localhost:1", "127.0.0.1:88990", "127.0.0.1:8899:8899", "me@127.0.0.1:8899"),
+    ],
+)
+def test_other_names_addresses_and_ports_are_refused(client, host):
+    """A name may be bound anew to this machine; another port is another site's."""
     response = client.get("/api/session", headers={"Host": host})
     assert response.status_code == 403
-    assert "documents" not in response.text
+    assert "open it as http://127.0.0.1:8899/" in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("given", "port", "served", "refused"),
+    [
+        ("192.168.1.7", 9000, ("192.168.1.7:9000", "localhost:9000"), ("192.168.1.8:9000", "192.168.1.7:8899")),
+        ("fe80::7", 9000, ("[fe80::7]:9000", "127.0.0.1:9000"), ("[fe80::8]:9000", "fe80::7:9000")),
+        ("my-pc.lan", 80, ("my-pc.lan", "MY-PC.lan", "localhost"), ("my-pc.lan:80", "other.lan", "my-pc.lan:8899")),
+        # The test client says that requests arrive at `here.example`, as a server says at which address they do.
+        ("::", 9000, ("[::1]:9000", "here.example:9000"), ("[::]:9000", "[fe80::8]:9000")),
+        ("0.0.0.0", 9000, ("127.0.0.1:9000", "here.example:9000"), ("0.0.0.0:9000", "192.168.1.7:9000")),
+    ],
+)
+def test_the_host_that_is_served_on_is_one_of_the_names(session, given, port, served, refused):
+    pytest.importorskip("fastapi", reason="the page is served by the extra serve")
+    pytest.importorskip("httpx2", reason="the test client of starlette needs it")
+    from fastapi.testclient import TestClient
+
+    from rerank.explore.app import app_of
+
+    client = TestClient(app_of(session, given, port), base_url=f"http://here.example:{port}")
+    assert f"open it as http://{served[0]}/" in client.get("/", headers={"Host": "evil.example"}).json()["error"]
+    for hosts, status in ((served, 200), (refused, 403)):
+        assert [client.get("/api/session", headers={"Host": host}).status_code for host in hosts] == [status] * len(
+            hosts
+        )
 
 
 def test_what_another_site_asks_for_is_refused(client):

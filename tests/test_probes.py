@@ -135,6 +135,18 @@ def test_no_distractor_is_relevant_to_the_query_nor_a_candidates_text_under_anot
     assert dict(zip(first.doc_ids, first.labels, strict=True)) == {"a": 1, "b": 0, "c": 0, "judged": -1}
 
 
+def test_distract_brings_back_no_document_that_is_barred():
+    """A query of ArguAna is a document itself, and a candidate of other queries."""
+    asked = list_of("q", ["a", "b"], [1, 0])
+    other = list_of("other", ["c", "q", "excluded", "d"])
+    barred = {"q": frozenset({"q", "excluded", "in no list"}), "other": {"a"}}
+    qrels = {"q": {"a": 1, "excluded": -100}, "other": {}}
+    [first, second] = perturbed("distract", [asked, other], qrels=qrels, barred=barred)
+    assert sorted(first.doc_ids[2:]) == ["c", "d"] and second.doc_ids[4:] == ("b",)
+    [first, _] = perturbed("distract", [asked, other], qrels=qrels)
+    assert sorted(first.doc_ids[2:]) == ["c", "d", "excluded", "q"]
+
+
 def test_distract_finds_all_that_fit_also_where_most_documents_do_not():
     """Equal texts make the first draw too short."""
     asked = list_of("q", ["a"], [1])

@@ -16,7 +16,7 @@ from rerank.evaluation import compare
 from rerank.evaluation.across import across
 from rerank.evaluation.tables import Cell, Comparison, Table
 from rerank.evaluation.wording import decimal, signed
-from rerank.report import changes_from_json, changes_json, largest_changes, write_report
+from rerank.report import write_report
 from rerank.report.audited import MEANINGS, audits
 from rerank.report.bench_page import bench_page
 from rerank.report.drawing import curve, gains, plot, round_axis, spots, stages
@@ -438,10 +438,9 @@ def two_arms():
     return {"before": before, "after": after}, qrels, collection
 
 
-def test_side_by_side_holds_what_the_largest_changes_hold_and_every_other_query():
+def test_side_by_side_holds_every_query_under_every_arm():
     runs, qrels, collection = two_arms()
     told = side_by_side(runs, qrels, collection, "RR", shown=2)
-    assert told.largest(5) == largest_changes(*runs.values(), qrels, collection, "RR", n=5, shown=2)
     assert [(q.query_id, q.values) for q in told.queries] == [
         ("up", (1 / 3, 1.0)),
         ("down", (1.0, 1 / 2)),
@@ -456,18 +455,49 @@ def test_side_by_side_holds_what_the_largest_changes_hold_and_every_other_query(
     assert {d: len(text) for d, text in told.texts.items()} == {"y": 5, "z": 0, "x": 400}
 
 
-def test_side_by_side_survives_its_file_and_reads_the_older_form():
+def test_the_largest_changes_show_both_rankings_with_grades_and_movement():
+    qrels = {"up": {"x": 1}, "down": {"x": 1}, "same": {"x": 1}, "slightly": {"x": 1}}
+    first, second, third = (("x", 3.0), ("y", 2.0), ("z", 1.0)), (("y", 3.0), ("x", 2.0)), (("y", 3.0), ("z", 2.0))
+    before = Run({"up": third, "down": first, "same": first, "slightly": second})
+    after = Run({"up": first, "down": second, "same": first, "slightly": first})
+    collection = Collection({"x": "t" * 900, "y": "short", "z": ""}, {q: f"query {q}" for q in qrels}, qrels)
+    told = side_by_side({"old": before, "new": after}, qrels, collection, measure="rr", shown=2)
+    changes = told.largest(5)
+    assert [(c.query_id, c.difference) for c in changes] == [("up", 1), ("slightly", 1 / 2), ("down", -1 / 2)]
+    up = changes[0]
+    assert up.query == "query up" and (up.value_before, up.value_after, up.measure) == (0, 1, "RR")
+    assert [(p.rank, p.doc_id, p.grade, p.other_rank) for p in up.before] == [(1, "y", None, 2), (2, "z", None, 3)]
+    assert [(p.rank, p.doc_id, p.grade, p.other_rank) for p in up.after] == [(1, "x", 1, None), (2, "y", None, 1)]
+    assert len(up.after[0].text) == 400 and up.after[0].text.endswith("…") and up.after[1].text == "short"
+    assert [c.query_id for c in told.largest(1)] == ["up", "down"]
+
+
+def test_texts_that_the_collection_lacks_are_counted_aloud(caplog):
+    before, after = Run({"q": (("y", 1.0), ("x", 0.0))}), Run({"q": (("x", 1.0), ("y", 0.0))})
+    with caplog.at_level(logging.WARNING):
+        told = side_by_side({"old": before, "new": after}, {"q": {"x": 1}}, Collection({"x": "text"}, {}))
+    [change] = told.largest()
+    assert change.query == "" and change.after[1].text == ""
+    assert "1 documents and 1 queries" in caplog.text
+
+
+def test_side_by_side_survives_its_file():
     runs, qrels, collection = two_arms()
     told = side_by_side(runs, qrels, collection, "RR", shown=2)
     written = json.loads(json.dumps(told.to_json()))
     assert SideBySide.from_json(written).to_json() == written
-    changes = largest_changes(*runs.values(), qrels, collection, "RR", shown=2)
-    old = SideBySide.from_json(json.loads(json.dumps(changes_json(changes, "before", "after"))))
-    assert (old.arms, old.shown, old.measure) == (("before", "after"), 2, "RR")
-    assert old.largest(5) == changes
-    assert SideBySide.from_json({}) is None and SideBySide.from_json({"changes": []}) is None
-    with pytest.raises(InputError, match="every query under every arm"):
-        changes_from_json(written)
+    assert [(c.before, c.after) for c in SideBySide.from_json(written).largest()] == [
+        (c.before, c.after) for c in told.largest()
+    ]
+    assert SideBySide.from_json({}) is None and SideBySide.from_json(written | {"queries": []}) is None
+
+
+def test_another_form_of_changes_is_refused_by_the_name_of_its_file(tmp_path):
+    run_folder(tmp_path / "run")
+    path = tmp_path / "run" / "changes.json"
+    path.write_text(json.dumps({"before": "a", "after": "b", "changes": []}))
+    with pytest.raises(DataError, match=r"changes\.json: these are not changes written by SideBySide\.to_json"):
+        write_report(tmp_path / "run")
 
 
 def test_what_is_too_long_loses_the_documents_of_the_queries_that_moved_least(caplog):
@@ -498,18 +528,6 @@ def test_the_page_counts_means_over_seeds_and_says_whose_documents_it_shows(tmp_
         expected = [table.per_query[arm]["nDCG@10"][query_id] for arm in told["arms"]]
         assert values == pytest.approx(expected, abs=1e-6)
     assert "the documents are those of the first seed" in page.text
-
-
-def test_a_run_folder_of_the_older_form_shows_its_few_changes_and_every_value(tmp_path):
-    run_folder(tmp_path / "run")
-    path = tmp_path / "run" / "changes.json"
-    told = SideBySide.from_json(json.loads(path.read_text()))
-    few = told.largest(2)
-    path.write_text(json.dumps(changes_json(few, told.before, told.after)))
-    text, page = report_of(tmp_path / "run")
-    data = json.loads(re.search(r'id="run-lists">(.*?)</script>', text, re.DOTALL)[1])
-    assert len(data["queries"]) == 12 and sum(bool(documents) for *_, documents in data["queries"]) == len(few)
-    assert [i for i in page.ids() if i.startswith("run-change-")] == [f"run-change-{i}" for i in range(len(few))]
 
 
 @pytest.mark.parametrize("end", ["</script>", "<!--", "<script>", "]]>", "\u2028"])

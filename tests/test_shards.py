@@ -27,7 +27,7 @@ from rerank.experiment.journal import Journal
 from rerank.experiment.merging import merge_parts
 from rerank.experiment.reranking import Loading, model_digest, rerank_requests, rerank_run
 from rerank.experiment.retrieving import retrieve_run
-from rerank.experiment.shards import Shard, sha256_of, summed
+from rerank.experiment.shards import WHOLE, Portion, Shard, sha256_of, summed, write_part
 from rerank.models.backbones import load_cross_encoder, load_encoder
 from rerank.models.light import LightScorer
 from rerank.models.loading import save_policy
@@ -769,3 +769,27 @@ def test_a_merge_never_replaces_a_file_that_is_not_ours(tmp_path):
     with pytest.raises(InputError, match=r"no manifest .* says that it was made by this command.*--overwrite"):
         _check_target(theirs, {}, overwrite=False)
     _check_target(theirs, {}, overwrite=True)
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_an_interrupted_overwrite_goes_on_without_overwrite(tmp_path, done):
+    out, seen, ids = tmp_path / "o.trec", [], ("a", "b", "c")
+    portion = Portion(WHOLE, {"name": "o", "command": "test"}, ids, (0, 3, 3), "0" * 64)
+
+    def ranks(stop, score):
+        def found(remaining):
+            for query_id in remaining:
+                if len(seen) == stop:
+                    raise KeyboardInterrupt
+                seen.append(query_id)
+                yield query_id, (("d", score),)
+
+        return found
+
+    write_part(portion, out, ranks(None, 1.0))
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        write_part(portion, out, ranks(done, 2.0), overwrite=True)
+    write_part(portion, out, ranks(None, 2.0))
+    assert seen == list(ids)
+    assert {ranking[0][1] for ranking in read_run(out).rankings.values()} == {2.0}

@@ -90,7 +90,7 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_packages_and_no_other
     expected = set()
     for name in files_of_the_checkout():
         top, _, rest = name.partition("/")
-        if top in SHIPPED and Path(name).suffix in (".py", ".toml", ".j2", ".typed"):
+        if top in SHIPPED and Path(name).suffix in (".py", ".toml", ".j2", ".html", ".typed"):
             expected.add(name if top == "rerank" else f"rerank/{top}/{rest}")
     assert inside == expected
     assert {"rerank/py.typed", "rerank/rewards/ranking.py", "rerank/teachers/judged.py"} <= inside

@@ -7,8 +7,9 @@ SETS/SET/FIRST/MODEL.probe-PROBE.trec         the same model on perturbed lists
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection as Container
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from rerank.bench.first_stages import First
 from rerank.bench.measuring import recorded, speed_of, tie_rate_of
-from rerank.bench.systems import PROBE, System
+from rerank.bench.naming import PROBE
+from rerank.bench.systems import System
 from rerank.data import candidate_lists, read_run
 from rerank.evaluation.across import Speed
 from rerank.evaluation.probes import Drop, drop_of, perturbed
@@ -45,6 +47,8 @@ class Lists:
     console: Console | None = None
     place: str = "cpu"
     """The kind of device that models run on."""
+    barred: Mapping[str, Container[str]] = field(default_factory=dict)
+    """query id -> documents that are no candidates of it, for a probe not to bring them back."""
 
     @cached_property
     def lists(self) -> list[CandidateList]:
@@ -105,7 +109,7 @@ def compared_stages(arm: Arm, other: Arm, collection: Collection, measure: str) 
 
 def _probed(work: Lists, system: System, arm: Arm, probe: str, seed: int) -> Run | None:
     """The model's run on perturbed lists; None where the probe can change no query (which it says)."""
-    changed = perturbed(probe, work.lists, arm.run, seed, qrels=work.collection.qrels)
+    changed = perturbed(probe, work.lists, arm.run, seed, qrels=work.collection.qrels, barred=work.barred)
     if not changed:
         return None
     by_id = {c.query_id: c for c in changed}

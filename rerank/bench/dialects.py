@@ -27,6 +27,8 @@ from urllib.parse import unquote, urlsplit
 from rerank.errors import InputError, nearest
 from rerank.http import check_url
 
+LARGEST = (2.0 - 2.0**-23) * 2.0**127
+"""The largest float32, in which a run is written."""
 NAMED = 5
 """Documents that an error names, at most."""
 
@@ -153,9 +155,9 @@ def _rows(answer: Any, dialect: Dialect) -> Any:
 
 
 def _number(value: Any, document: int, name: str) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    if not number:  # not a number, infinite, or too large to be one
-        raise ValueError(f"has {name} = {_shown(value)} for document {document}: no finite number")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+    if not number:  # not a number, infinite, or too large for the file that it would be kept in
+        raise ValueError(f"has {name} = {_shown(value)} for document {document}: no finite number that float32 holds")
     return float(value)
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -25,6 +27,8 @@ from rerank.http import Connection, Manner, check_variable
 
 logger = logging.getLogger("rerank.bench.endpoint")
 
+BETWEEN_LINES = 60.0
+"""Seconds between two lines that say that a request is made again, at least."""
 KEY_VARIABLE = "RERANK_API_KEY"
 """The environment variable that holds the key, unless another one is named."""
 WHERE = "is the url the one that ends in /rerank or /score, and is this the name under which the server has the model?"
@@ -84,7 +88,7 @@ class HttpReranker:
         self._dialect = DIALECTS[self.address.dialect]
         self._at_once = self._dialect.at_once if at_once is None else _checked(at_once)
         self._extra, self._blank = _checked_extra(extra or {}, self._dialect), blank
-        manner = Manner(
+        self._manner = Manner(
             key_variable=key or KEY_VARIABLE,
             key_expected=key is not None,
             insecure=insecure,
@@ -95,9 +99,9 @@ class HttpReranker:
             advice=ADVICE,
             spent="the queries before this one are done: ask again later",
         )
-        self._connection = Connection(self.address.url, manner, self._count)
+        self._connection = Connection(self.address.url, self._manner)
         self._open, self._said_parts = False, False
-        self._lock = threading.Lock()
+        self._lock, self._told = threading.Lock(), -math.inf
 
     def __enter__(self) -> HttpReranker:
         return self
@@ -137,8 +141,15 @@ class HttpReranker:
         self._connect()
         body = self._dialect.request(query, texts, self.address.model, self._extra)
         data = json.dumps(body, ensure_ascii=False).encode("utf8", "replace")  # no body has lone surrogates
+        waits: list[float] = []
+
+        def pause(wait: float) -> None:
+            waits.append(wait)
+            self._tell(len(waits), wait)
+            time.sleep(wait)
+
         try:
-            answer, payload = self._connection.ask(data, query, _read_json)
+            answer, payload = self._connection.ask(data, query, _read_json, pause)
         except EndpointError as error:
             empty = [begin + i for i, text in enumerate(texts) if not text.strip()]
             if error.status not in (400, 422) or not empty:
@@ -160,12 +171,23 @@ class HttpReranker:
                 self._connection.open()
             self._open = True
 
-    def _count(self) -> None:
+    def _tell(self, attempt: int, wait: float) -> None:
+        """Count an attempt that is made again and say how long it may go on, once a minute at most."""
         with self._lock:
             self.repeated += 1
-            first = self.repeated == 1
-        if first:
-            logger.warning("%s: a request is made again: its seconds hold the wait before that", self.address.url)
+            if time.monotonic() - self._told < BETWEEN_LINES:
+                return
+            self._told = time.monotonic()
+        left = wait + (self._manner.retries + 1 - attempt) * self._manner.timeout
+        logger.warning(
+            "%s: no usable answer at attempt %d of %d; asking again in %.1f s, for about %s at most; the seconds of "
+            "this query hold the wait",
+            self.address.url,
+            attempt,
+            self._manner.retries + 1,
+            wait,
+            f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min",
+        )
 
     def _say_parts(self, parts: Sequence[Sequence[float]]) -> None:
         """Say, once, that scores of several requests are compared, where that could be wrong."""

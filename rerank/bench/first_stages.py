@@ -1,6 +1,6 @@
 """The candidates of a set: retrieved here, or taken from a run that was made elsewhere; kept, and read from then on.
 
-    bm25  dense  hybrid (both, by reciprocal ranks)  RUN.trec  FOLDER (of SET.trec)
+    bm25  dense  hybrid (both, by reciprocal ranks)  RUN.trec  FOLDER (of SET.trec)  NAME=RUN.trec  NAME=FOLDER
 
 A document that is excluded for a query (itself, in ArguAna) is no candidate: every ranking is `depth` long without it.
 In a set with a judged pool the candidates are the judged documents, in the order of the first stage.
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from rerank.bench.measuring import Timed, recorded, tie_rate_of
-from rerank.bench.systems import FIRST, check_names
+from rerank.bench.naming import FIRST, check_names, named_place
+from rerank.bench.systems import check_loading
 from rerank.composition import retrievers_of
 from rerank.data import read_run
 from rerank.errors import InputError, Mismatch, NotFound, nearest
@@ -72,23 +73,31 @@ class FirstStageChoice(NamedTuple):
 
 
 def first_stage_choices(texts: Sequence[str]) -> list[FirstStageChoice]:
-    """The first stages of `--first-stage`: bm25, dense, hybrid, a run, or a folder of runs named SET.trec."""
-    choices = []
-    for text in texts:
-        path = Path(text).expanduser()
-        if text in RETRIEVED:
-            choices.append(FirstStageChoice(text))
-        elif path.is_dir():
-            choices.append(FirstStageChoice(path.resolve().name, path))
-        elif path.is_file():
-            stem = next((path.name.removesuffix(e) for e in ENDINGS if path.name.endswith(e)), path.name)
-            choices.append(FirstStageChoice(stem, path))
-        else:
-            raise InputError(f"--first-stage {text!r} is no run or folder of runs{nearest(text, RETRIEVED)}")
+    """The first stages of `--first-stage`: bm25, dense, hybrid, or [NAME=] a run or a folder of runs named SET.trec."""
+    choices = [_choice(text) for text in texts]
     if not choices:
         raise InputError("no first stage was given: name one of bm25, dense, hybrid, or a run (TREC)")
+    places = [(choice.name, choice.path and choice.path.resolve()) for choice in choices]
+    for i, (name, place) in enumerate(places):
+        if (name, place) in places[:i]:
+            raise InputError(f"two first stages are called {name!r}, for one is given twice: leave one out")
     check_names([choice.name for choice in choices], "first stage")
     return choices
+
+
+def _choice(text: str) -> FirstStageChoice:
+    if text in RETRIEVED:
+        return FirstStageChoice(text)
+    name, place = named_place(text, "--first-stage")
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return FirstStageChoice(name or path.resolve().name, path)
+    if path.is_file():
+        stem = next((path.name.removesuffix(e) for e in ENDINGS if path.name.endswith(e)), path.name)
+        return FirstStageChoice(name or stem, path)
+    if place in RETRIEVED:
+        raise InputError(f"--first-stage {text!r}: {place} has its own name, and no other: write {place}")
+    raise InputError(f"--first-stage {text!r} is no run or folder of runs{nearest(place, RETRIEVED)}")
 
 
 @final
@@ -96,6 +105,7 @@ class Retrievers:
     """The retrievers over one collection at a time: each is built when it is first asked for, then shared."""
 
     def __init__(self, cache: Path, loading: Loading = AUTOMATIC) -> None:
+        check_loading(loading)
         # How language models and exports compute is no format of an encoder.
         precision = loading.precision if loading.backend == "torch" else "auto"
         self._cache, self._loading = cache, Loading(loading.device, precision)
@@ -255,14 +265,35 @@ def _from_file(source: Path, ground: Ground, query_ids: Sequence[str]) -> Iterat
     if not any(query_id in run.rankings for query_id in query_ids):
         theirs, ours = list(run.rankings)[:3], list(query_ids)[:3]
         raise Mismatch(f"{source} ranks no judged query of {ground.name}: its queries are {theirs}, the set's {ours}")
+    if ground.judged_pool:
+        _say_lacking(source, run, ground, query_ids)
     for query_id in query_ids:
         ranking = _pool_order(run, ground, query_id) if ground.judged_pool else run.rankings.get(query_id, ())
         yield query_id, ground.kept(query_id, ranking), 0.0
 
 
+def _say_lacking(source: Path, run: Run, ground: Ground, query_ids: Sequence[str]) -> None:
+    """Say how many candidates of a judged pool stand where no run has put them."""
+    pools = {q: {d for d, _ in ground.kept(q, [(d, 0.0) for d in _pool(ground, q)])} for q in query_ids}
+    judged = sum(map(len, pools.values()))
+    lacking = judged - sum(d in pools[q] for q in query_ids for d, _ in run.rankings.get(q, ()))
+    if lacking:
+        logger.warning(
+            "%s lacks %d of the %d judged documents, the candidates of %s: they are put below the others, by their ids",
+            source,
+            lacking,
+            judged,
+            ground.name,
+        )
+
+
+def _pool(ground: Ground, query_id: str) -> set[str]:
+    return {d for d in ground.collection.qrels.get(query_id, {}) if d in ground.collection.documents}
+
+
 def _pool_order(run: Run, ground: Ground, query_id: str) -> Sequence[tuple[str, float]]:
     """The judged documents of a query in the order of the run; those that it lacks come below, by their ids."""
-    judged = {d for d in ground.collection.qrels.get(query_id, {}) if d in ground.collection.documents}
+    judged = _pool(ground, query_id)
     there = [(d, s) for d, s in run.rankings.get(query_id, ()) if d in judged]
     floor = there[-1][1] if there else 0.0
     rest = sorted(judged - {d for d, _ in there})

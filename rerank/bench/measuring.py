@@ -3,12 +3,15 @@
     {"query": "q7", "documents": 100, "ties": 0, "seconds": 0.0312}
 
 A line comes before its ranking is kept, so that an interrupted arm has all of them when it is finished; of a query that
-was ranked twice the last line counts. Ties are neighbours with equal raw scores, before a file tells them apart.
+was ranked twice the last line counts. Ties are neighbours with equal raw scores, before a file tells them apart. A line
+that cannot be read is dropped aloud; of what no line tells, speed and ties are unknown.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +22,12 @@ import numpy as np
 from rerank.evaluation.across import Speed
 from rerank.experiment.journal import Ranking
 
+logger = logging.getLogger("rerank.bench")
+
+ENDING = ".timing.jsonl"
+LARGEST = 2**53
+"""No count or time of ours is larger."""
+
 Timed: TypeAlias = tuple[str, Ranking, float]
 """(query id, ranking, seconds)."""
 
@@ -26,9 +35,9 @@ Timed: TypeAlias = tuple[str, Ranking, float]
 def recorded(path: Path, found: Iterator[Timed]) -> Iterator[tuple[str, Ranking]]:
     """(query id, ranking) of what is found; what it cost goes to `path`, before the ranking is handed on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = [line for line in _lines(path) if _record(line) is not None]
+    whole = _read(path, aloud=True)
     with path.open("w", encoding="utf8") as file:
-        file.writelines(line + "\n" for line in whole)  # without a line that a killed process cut short
+        file.writelines(json.dumps(record) + "\n" for record in whole)  # without a line that was cut short
         file.flush()
         for query_id, ranking, seconds in found:
             ties = sum(a[1] == b[1] for a, b in pairwise(ranking))
@@ -49,26 +58,58 @@ def speed_of(path: Path, query_ids: Sequence[str]) -> Speed | None:
 
 
 def tie_rate_of(path: Path, query_ids: Sequence[str]) -> float:
-    """Share of neighbouring candidates with equal raw scores, over all queries; 0 where nothing says so."""
-    found = _of(path, query_ids)
+    """Share of neighbouring candidates with equal raw scores, over all queries that the file tells of.
+
+    NaN where it tells of none. Queries that it does not tell of are counted aloud.
+    """
+    found = _of(path, query_ids, aloud=True)
+    if len(found) < len(query_ids):
+        run = path.name.removesuffix(ENDING) + ".trec"
+        logger.warning(
+            "%s %s %d of %d queries: what they cost and how many scores were equal is unknown; delete %s beside it to "
+            "measure them anew",
+            path,
+            "tells nothing of" if path.is_file() else "is gone, and with it what it told of",
+            len(query_ids) - len(found),
+            len(query_ids),
+            run,
+        )
+    if not found:
+        return math.nan
     pairs = sum(max(record["documents"] - 1, 0) for record in found)
     return sum(record["ties"] for record in found) / pairs if pairs else 0.0
 
 
-def _of(path: Path, query_ids: Sequence[str]) -> list[Mapping[str, Any]]:
+def _of(path: Path, query_ids: Sequence[str], aloud: bool = False) -> list[Mapping[str, Any]]:
     """The last record of each of the queries."""
-    latest = {record["query"]: record for line in _lines(path) if (record := _record(line)) is not None}
+    latest = {record["query"]: record for record in _read(path, aloud)}
     return [latest[query_id] for query_id in query_ids if query_id in latest]
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf8").split("\n") if path.is_file() else []
+def _read(path: Path, aloud: bool) -> list[Mapping[str, Any]]:
+    """The records of the file; lines that are none are counted aloud."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    found = [_record(line) for line in lines if line.strip()]
+    whole = [record for record in found if record is not None]
+    if aloud and len(whole) < len(found):
+        lost = len(found) - len(whole)
+        logger.warning("%s: %d of %d lines cannot be read; they are left out", path, lost, len(found))
+    return whole
 
 
-def _record(line: str) -> Mapping[str, Any] | None:
+def _record(line: bytes) -> Mapping[str, Any] | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line.decode("utf8"))
+    except (ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and {"query", "documents", "ties", "seconds"} <= record.keys()
-    return record if whole else None
+    if not isinstance(record, dict) or not isinstance(record.get("query"), str):
+        return None
+    counts = _is_number(record.get("documents"), int) and _is_number(record.get("ties"), int)
+    if not counts or not _is_number(record.get("seconds"), int, float):
+        return None
+    return record if record["ties"] < max(record["documents"], 1) else None
+
+
+def _is_number(value: object, *kinds: type) -> bool:
+    """Whether it is one of these kinds, at least 0 and finite; a bool is no number."""
+    return type(value) in kinds and 0 <= value <= LARGEST  # type: ignore[operator]

@@ -1,13 +1,17 @@
 """What is asked of every set of a suite, what is found of one, and the file that says of what it was made.
 
-SETS/SET/done.json      models, first stages, files, settings; a set of the same is read back and not even loaded
+SETS/SET/done.json      models, first stages, files, settings, and the sha256 of what was found and of the runs
+
+A set of the same job whose files are still those is read back and not even loaded; of what was changed or damaged that
+is said, and the set is made anew from the runs, whose manifests know their bytes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +20,31 @@ from typing import Any, NamedTuple, final
 from rich.console import Console
 
 from rerank.bench.first_stages import FirstStageChoice, Retrievers
+from rerank.bench.naming import FIRST, PROBE
 from rerank.bench.suites import BenchSet, Published
 from rerank.bench.systems import System
+from rerank.errors import EndpointError, InputError, RerankError
 from rerank.evaluation.across import Speed
+from rerank.evaluation.comparison import finite, number
 from rerank.evaluation.measures import parse_measure
 from rerank.evaluation.probes import Drop
 from rerank.evaluation.tables import Table
+from rerank.experiment.journal import Ranking
 from rerank.experiment.shards import digest_of, sha256_of
 from rerank.experiment.workspace import write_json
 from rerank.recipe import Retrieval
+from rerank.types import CandidateList, Collection, Run
 
 logger = logging.getLogger("rerank.bench")
 
-FORMAT = 1
+FORMAT = 2
+DONE = "done.json"
+FOUND = ("table.json", "facts.json", "changes.json")
+"""What is written of a set."""
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a file of ours ends in that somebody changed."""
+_BUSY = (408, 425, 429)
+"""Statuses below 500 of a server that may answer later."""
 
 
 @final
@@ -50,6 +66,8 @@ class Plan:
     overwrite: bool = False
     console: Console | None = None
     place: str = "cpu"
+    spent: dict[str, str] = field(default_factory=dict)
+    """Model -> where its endpoint gave no answer however often it was asked: this command asks it no more."""
 
     def settings(self, bench_set: BenchSet) -> Retrieval:
         """How a set is retrieved from; by what is the first stage's own."""
@@ -62,6 +80,48 @@ class Plan:
         else:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    @contextmanager
+    def asked(self, system: System, where: str) -> Iterator[System]:
+        """The system; in place of an endpoint that is asked no more, what it answered before."""
+        try:
+            yield Silent(system, self.spent[system.name]) if system.name in self.spent else system
+        except EndpointError as error:
+            if can_pass(error) and system.name not in self.spent:
+                self.spent[system.name] = where
+                self.say(f"{system.name} is not asked again in this command")
+            raise
+
+
+class NotAsked(EndpointError):
+    """An endpoint that gave no answer before was not asked again; that was said then."""
+
+
+@final
+class Silent:
+    """An endpoint that is asked no more: runs of it that are whole can be read."""
+
+    def __init__(self, system: System, where: str) -> None:
+        self.name, self._system, self._where = system.name, system, where
+
+    def identity(self) -> str:
+        """The endpoint's."""
+        return self._system.identity()
+
+    def prepared(self, lists: Sequence[CandidateList], collection: Collection, first: Run) -> list[CandidateList]:
+        """The lists as they are."""
+        return list(lists)
+
+    def ranked(self, lists: Sequence[CandidateList]) -> Iterator[tuple[str, Ranking, float]]:
+        """Nothing, ever: an error."""
+        raise NotAsked(f"not asked, as its attempts were spent on {self._where}")
+
+
+def can_pass(error: Exception) -> bool:
+    """Whether the same command may do better later, with nothing mended: a server or a system that did not answer."""
+    if isinstance(error, EndpointError):
+        return error.status is None or error.status in _BUSY or error.status >= 500
+    return isinstance(error, OSError) and not isinstance(error, RerankError)
+
 
 @final
 class Failure(NamedTuple):
@@ -71,6 +131,8 @@ class Failure(NamedTuple):
     arm: str
     """Empty for the whole set."""
     problem: str
+    passing: bool = False
+    """Whether the same command may do better later."""
 
 
 @final
@@ -90,7 +152,7 @@ class Found:
         """What `facts.json` holds: all but the table."""
         return {
             "collection": self.collection,
-            "ties": self.ties,
+            "ties": {arm: finite(rate) for arm, rate in self.ties.items()},
             "speed": {arm: speed._asdict() for arm, speed in self.speed.items()},
             "probes": {arm: [_without_nan(drop._asdict()) for drop in drops] for arm, drops in self.probes.items()},
             "notes": self.notes,
@@ -102,11 +164,11 @@ class Found:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf8"))
         return cls(
             table=Table.from_json(json.loads((folder / "table.json").read_text(encoding="utf8"))),
-            ties=facts["ties"],
+            ties={str(arm): number(rate) for arm, rate in facts["ties"].items()},
             speed={arm: Speed(**speed) for arm, speed in facts["speed"].items()},
             probes={arm: [Drop(**_with_nan(drop)) for drop in drops] for arm, drops in facts["probes"].items()},
             collection=facts["collection"],
-            notes=facts["notes"],
+            notes=[str(note) for note in _listed(facts["notes"])],
         )
 
 
@@ -149,28 +211,65 @@ def _files(bench_set: BenchSet) -> str | None:
     return digest_of(text for p in files for text in (p.relative_to(folder).as_posix(), sha256_of(p)))
 
 
-def finished(folder: Path, job: Mapping[str, Any]) -> Found | None:
-    """What the files of a set say that is finished, and of this job; None where it is not."""
-    done = folder / "done.json"
-    if job["files"] is None or not done.is_file():
+def finished(folder: Path, job: Mapping[str, Any], unseen: bool = False) -> Found | None:
+    """What the files of a set say that is finished, and of this job; None where it is not, or they are not sound.
+
+    With `unseen`, a job whose collection cannot be looked at now is that of any collection.
+    """
+    done = folder / DONE
+    if not done.is_file() or (job["files"] is None and not unseen):
         return None
     try:
-        if json.loads(done.read_text(encoding="utf8")) != {"format": FORMAT, "job": job}:
+        content = json.loads(done.read_text(encoding="utf8"))
+        known = content["format"] == FORMAT
+        there = dict(content["job"]) if known else {}
+        asked = {**job, "files": there.get("files")} if unseen and job["files"] is None else job
+        if there != asked:
+            return None
+        wrong = [name for name, digest in content["sha256"].items() if _sha256(folder / name) != digest]
+        if wrong or not {*FOUND} <= {*content["sha256"]}:
+            logger.warning("%s: %s changed since; it is made anew from the runs", folder, ", ".join(wrong) or DONE)
             return None
         return Found.read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         logger.warning("%s: what it holds cannot be read (%r); it is made anew from the runs", folder, error)
         return None
 
 
 def mark_done(folder: Path, job: Mapping[str, Any]) -> None:
-    """Nothing; says in `folder` of what the set was made."""
-    write_json(folder / "done.json", {"format": FORMAT, "job": job})
+    """Nothing; says in `folder` of what the set was made, and the bytes of all that it rests on."""
+    files = [*FOUND, *(run.relative_to(folder).as_posix() for run in _runs(folder, job))]
+    write_json(folder / DONE, {"format": FORMAT, "job": job, "sha256": {f: sha256_of(folder / f) for f in files}})
 
 
 def mark_undone(folder: Path) -> None:
     """Nothing; from now on the folder does not say that its set is finished."""
-    (folder / "done.json").unlink(missing_ok=True)
+    (folder / DONE).unlink(missing_ok=True)
+
+
+def check_places(folder: Path, names: Sequence[str] = (*FOUND, DONE)) -> None:
+    """Nothing, where no folder is in the place of a file that will be written."""
+    for name in names:
+        if (folder / name).is_dir():
+            raise InputError(f"{folder / name} is a folder, and a file belongs there: move it away")
+
+
+def _runs(folder: Path, job: Mapping[str, Any]) -> list[Path]:
+    """The runs in `folder` that a table of this job rests on."""
+    there = [path for first in job["first_stages"] for path in sorted((folder / first).glob("*.trec"))]
+    named = [(path, *path.name.removesuffix(".trec").partition(PROBE)[::2]) for path in there]
+    probes = {"", *job["probes"]}
+    return [path for path, model, probe in named if model == FIRST or (model in job["models"] and probe in probes)]
+
+
+def _sha256(path: Path) -> str:
+    return sha256_of(path) if path.is_file() else ""
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is needed, this is a {type(value).__name__}")
+    return value
 
 
 def published_of(bench_set: BenchSet, plan: Plan) -> tuple[Published, ...]:

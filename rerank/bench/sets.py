@@ -4,12 +4,14 @@
     SETS/SET/done.json                                of what it was made; written last, and only when nothing failed
 
 A set whose `done.json` tells of the same models, first stages and files is read back without its collection. What
-fails (a model, a first stage, the whole set) is told and left out; what else the set has is measured all the same.
+fails (a model, a first stage, the whole set) is told and left out; what else the set has is measured all the same. A
+set that fails as a whole keeps the files that it had, and they count where they are of the same job.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +21,19 @@ from typing import Any
 
 from rerank.bench.arms import ELSEWHERE, Arm, Lists, arm_name, compared_stages, probe_arm, rank_arm
 from rerank.bench.first_stages import Ground, first_stage
-from rerank.bench.plan import Failure, Found, Plan, finished, job_of, mark_done, mark_undone, published_of
+from rerank.bench.plan import (
+    Failure,
+    Found,
+    NotAsked,
+    Plan,
+    can_pass,
+    check_places,
+    finished,
+    job_of,
+    mark_done,
+    mark_undone,
+    published_of,
+)
 from rerank.bench.suites import BenchSet, Published, excluded
 from rerank.data import fingerprint, load_collection, read_qrels
 from rerank.errors import InputError, Mismatch, RerankError
@@ -37,21 +51,35 @@ logger = logging.getLogger("rerank.bench")
 APART = 0.02
 """A first stage further than this from its published figure is told."""
 
+_STALE = re.compile(r"(.+?[/\\])\.?([^/\\]+?\.trec)(?:\.manifest\.json|\.journal)?\b.*--overwrite\.?", re.DOTALL)
+"""A message that tells of a file in the way, and would have everything done anew."""
+
 
 def measure_set(bench_set: BenchSet, plan: Plan, folder: Path) -> Found:
     """The table of one set and what belongs to it, measured in `folder` or read from it."""
     found = Found()
+    job: dict[str, Any] = {}
     with _told(found, bench_set.name, "", plan):
+        check_places(folder)
         job = job_of(bench_set, plan)
         before = None if plan.overwrite else finished(folder, job)
         if before is not None:
             plan.say(f"{bench_set.name}: done before")
             return before
-        mark_undone(folder)  # what is done now may end before it is all there
         _measure(bench_set, plan, folder, found)
         if found.table is not None and not found.failures:
             mark_done(folder, job)
-    return found
+    before = finished(folder, job, unseen=True) if job and found.table is None else None
+    return found if before is None else _kept(bench_set.name, before, found, plan)
+
+
+def _kept(name: str, before: Found, found: Found, plan: Plan) -> Found:
+    """What a set has from before, where the same job failed this time."""
+    before.failures = found.failures
+    note = "it could not be measured this time; its numbers are those of the same job from before"
+    before.notes.append(note)
+    plan.say(f"{name}: note: {note}")
+    return before
 
 
 @contextmanager
@@ -62,14 +90,30 @@ def _told(found: Found, set_name: str, arm: str, plan: Plan) -> Iterator[None]:
     except Exception as error:
         known = isinstance(error, RerankError | OSError)
         problem = str(error) if known else f"{type(error).__name__}: {error}"
-        found.failures.append(Failure(set_name, arm, problem))
-        plan.say(f"{set_name}{f', {arm}' if arm else ''} FAILED: {problem}")
+        if known:
+            problem = _STALE.sub(lambda told: _advised(told, set_name), problem)
+        found.failures.append(Failure(set_name, arm, problem, can_pass(error)))
+        if not isinstance(error, NotAsked):
+            plan.say(f"{set_name}{f', {arm}' if arm else ''} FAILED: {problem}")
         if not known:  # a fault of ours or of a library: where it comes from must not be lost
             logger.error("%s: %s", set_name, problem, exc_info=error)
 
 
+def _advised(told: re.Match[str], set_name: str) -> str:
+    """The message, and in place of doing everything anew what is enough: this file, or this set."""
+    problem = re.split(r"\. (?=Choose|Compute|Ask)|: (?=compute|choose)", told[0])[0]
+    run = Path(told[1], told[2])
+    there = [str(path) for path in (run, run.with_name(f".{run.name}.journal")) if path.exists()]
+    return (
+        f"{problem}. To make this one anew, and nothing else, delete {' and '.join(there)}, then give this command "
+        f"again; `--set {set_name} --overwrite` makes all of {set_name} anew, endpoints that cost money too"
+    )
+
+
 def _measure(bench_set: BenchSet, plan: Plan, folder: Path, found: Found) -> None:
     ground = _ground(bench_set, plan, found)
+    if plan.overwrite:
+        mark_undone(folder)  # from here on its runs are others
     runs: dict[str, Run] = {}
     arms: dict[str, dict[str, Arm]] = {system.name: {} for system in plan.systems}
     for choice in plan.first_stages:
@@ -77,7 +121,7 @@ def _measure(bench_set: BenchSet, plan: Plan, folder: Path, found: Found) -> Non
             first = first_stage(choice, ground, folder / choice.name, plan.build, plan.overwrite, plan.place)
             runs[choice.name], found.ties[choice.name] = first.run, first.tie_rate
             _say(plan, ground, choice.name, first.run)
-            lists = Lists(ground.collection, first, plan.overwrite, plan.console, plan.place)
+            lists = Lists(ground.collection, first, plan.overwrite, plan.console, plan.place, ground.barred)
             for arm in _models_on(lists, ground, plan, found):
                 runs[arm.name] = arm.run
                 arms[arm.model][choice.name] = arm
@@ -91,20 +135,22 @@ def _models_on(lists: Lists, ground: Ground, plan: Plan, found: Found) -> Iterat
     """The arms of one first stage, with the probes of each."""
     for system in plan.systems:
         name = arm_name(system.name, lists.first.name)
-        with _told(found, ground.name, name, plan):
-            arm = rank_arm(lists, system)
+        where = f"{ground.name}, {name}"
+        with _told(found, ground.name, name, plan), plan.asked(system, where) as asked:
+            arm = rank_arm(lists, asked)
             found.ties[name] = arm.tie_rate
             if arm.speed is not None:
                 found.speed[name] = arm.speed
             _say(plan, ground, name, arm.run, arm.speed)
             yield arm
             if plan.probes:
-                found.probes[name] = probe_arm(lists, system, arm, plan.probes, plan.measures[0])
+                found.probes[name] = probe_arm(lists, asked, arm, plan.probes, plan.measures[0])
 
 
 def _ground(bench_set: BenchSet, plan: Plan, found: Found) -> Ground:
     """The judged queries of a set, and what their first stages need to know."""
     loaded = load_collection(bench_set.collection, bench_set.base)
+    own = loaded.qrels  # which documents are no candidates is the set's own word, whoever judges
     if bench_set.name in plan.qrels:
         loaded = _judged_by(loaded, plan.qrels[bench_set.name], found)
     judged = loaded.select(q for q in loaded.queries if loaded.qrels.get(q))
@@ -125,7 +171,7 @@ def _ground(bench_set: BenchSet, plan: Plan, found: Found) -> Ground:
         found.notes.append(bench_set.note)
     if len(collection.queries) < len(judged.queries):
         found.notes.append(f"{len(collection.queries)} of {len(judged.queries)} judged queries, chosen by their ids")
-    barred = excluded(bench_set, collection)
+    barred = excluded(bench_set, collection, own)
     return Ground(bench_set.name, collection, documents, barred, bench_set.judged_pool, plan.settings(bench_set))
 
 
@@ -135,15 +181,16 @@ def _judged_by(collection: Collection, path: Path, found: Found) -> Collection:
     known = {q: grades for q, grades in qrels.items() if q in collection.queries}
     if not known:
         raise Mismatch(f"{path} judges no query of {collection.name}: its queries are {list(qrels)[:3]}")
-    if len(known) < len(qrels):
-        found.notes.append(f"{len(qrels) - len(known)} queries that {path.name} judges have no text and are left out")
+    if n := len(qrels) - len(known):
+        have = "query that {} judges has no text and is" if n == 1 else "queries that {} judges have no text and are"
+        found.notes.append(f"{n} {have.format(path.name)} left out")
     return replace(collection, qrels=known)
 
 
 def _say(plan: Plan, ground: Ground, arm: str, run: Run, speed: Speed | None = None) -> None:
     """One line with the figure of an arm, as soon as it is there."""
     primary = plan.measures[0]
-    value = evaluate(run, ground.collection.qrels, [primary]).mean[primary]
+    value = evaluate(run, ground.collection.qrels, [primary], aloud=False).mean[primary]  # the table says it
     cost = f", {1000 * speed.p50:.0f} ms a query" if speed else ""
     plan.say(f"{ground.name}: {arm}: {primary} {value:.4f} ({len(ground.collection.queries)} queries{cost})")
 
@@ -166,11 +213,13 @@ def _conclude(
     found.table = table
     for arm, missing in table.missing.items():
         if missing and arm in {c.name for c in plan.first_stages}:
-            found.notes.append(f"{missing} of {table.queries} queries have no candidate of {arm}; each counts 0")
+            have = "has no candidate of {}; it" if missing == 1 else "have no candidate of {}; each"
+            found.notes.append(f"{missing} of {table.queries} queries {have.format(arm)} counts 0")
     found.notes += [note for row in published_of(bench_set, plan) if (note := _far_apart(row, table))]
     for note in found.notes:
         plan.say(f"{bench_set.name}: note: {note}")
     shown = side_by_side(runs, collection.qrels, collection, plan.measures[0], *_most_telling(plan, table))
+    mark_undone(folder)
     write_json(folder / "changes.json", shown.to_json())
     write_json(folder / "table.json", table.to_json())
     write_json(folder / "facts.json", found.facts())

@@ -27,7 +27,7 @@ from rerank.errors import InputError, NotFound, RecipeError, nearest
 from rerank.evaluation.measures import parse_measure
 from rerank.retrieval.bm25 import tokenize
 from rerank.toml import built, parsed
-from rerank.types import Collection
+from rerank.types import Collection, Qrels
 
 log = logging.getLogger("rerank.bench")
 
@@ -107,14 +107,16 @@ def suite_named(name: str, only: Sequence[str] = (), judged_pools: Sequence[str]
     return replace(suite, sets=tuple(replace(s, judged_pool=True) if s in pooled else s for s in kept))
 
 
-def excluded(bench_set: BenchSet, collection: Collection) -> dict[str, frozenset[str]]:
+def excluded(bench_set: BenchSet, collection: Collection, own: Qrels | None = None) -> dict[str, frozenset[str]]:
     """query id -> documents that are no candidates of it: the one with its own id, those judged `EXCLUDED`.
 
-    Queries without such documents are not in it. A document that is named here need not be in the collection.
+    Queries without such documents are not in it; a document in it need not be in the collection. `own` are the set's
+    own judgements, where the collection has those of somebody else, who may not know what is excluded.
     """
     found = {}
     for query_id in collection.queries:
-        barred = {d for d, grade in collection.qrels.get(query_id, {}).items() if grade == EXCLUDED}
+        judged = [*collection.qrels.get(query_id, {}).items(), *(own or {}).get(query_id, {}).items()]
+        barred = {d for d, grade in judged if grade == EXCLUDED}
         if bench_set.without_itself:
             barred.add(query_id)
         if barred:
@@ -231,8 +233,8 @@ def _folder_and_split(place: str, base: Path) -> tuple[Path, str]:
     if not mark or (base / Path(place).expanduser()).is_dir():
         folder, split = place, SPLIT
     root = base / Path(folder).expanduser()
-    if not folder or not split or not root.is_dir():
-        raise NotFound(f"{LOCAL}{place}: there is no folder {str(root)!r}; {LAYOUT}")
+    if not folder.strip() or not split or not root.is_dir():
+        raise NotFound(f"suite {LOCAL + place!r}: there is no folder {folder and str(root)!r}; {LAYOUT}")
     return root, split
 
 
@@ -273,7 +275,7 @@ def _said_of(path: Path, known: Sequence[str]) -> tuple[_Page, dict[str, _Descri
     if not path.is_file():
         return _Page(), {}
     try:
-        page = built(_Page, parsed(path.read_text(encoding="utf-8"), path.name), "", hidden=("figures",))
+        page = built(_Page, parsed(path.read_text(encoding="utf-8")), "", hidden=("figures",))
         page = replace(page, measures=tuple(str(parse_measure(m)) for m in page.measures) or MEASURES)
         for name in page.sets:
             if name not in known:

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, final
 
 from rerank.bench.endpoint import KEY_VARIABLE, HttpReranker
+from rerank.bench.naming import PROBE as PROBE
+from rerank.bench.naming import URL, check_spoken, named_place
+from rerank.bench.naming import check_names as check_names
 from rerank.errors import InputError, nearest
 from rerank.experiment.journal import Ranking
 from rerank.experiment.reranking import (
@@ -32,16 +35,11 @@ from rerank.experiment.reranking import (
 from rerank.models.encoder import VectorStore
 from rerank.models.language.generative import AnyPolicy
 from rerank.models.light import LightScorer
+from rerank.models.loading import BACKENDS
+from rerank.models.onnx import FILES
 from rerank.retrieval.dense import Dense
 from rerank.types import CandidateList, Collection, Run
 
-FIRST = "first_stage"
-"""The file stem of a first stage's own run, which no model may take."""
-PROBE = ".probe-"
-"""Between a model's name and a probe's, in the name of a run."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_URL = re.compile(r"([A-Za-z0-9_.-]+\+)?https?:", re.IGNORECASE)
 _WARM_UP = 8
 """Candidates of the list that is ranked once before the clock runs."""
 
@@ -64,7 +62,7 @@ def model_choices(texts: Sequence[str], keys: Mapping[str, str] | None = None) -
     >>> [choice.name for choice in model_choices(["runs/a/model", "runs/b/model", "mini=org/mini-l6"])]
     ['a-model', 'b-model', 'mini']
     """
-    given = [_name_and_place(text) for text in texts]
+    given = [named_place(text, "--model") for text in texts]
     parts = [_parts(where) for _, where in given]
     choices = []
     for i, (name, where) in enumerate(given):
@@ -78,7 +76,7 @@ def model_choices(texts: Sequence[str], keys: Mapping[str, str] | None = None) -
 
 def _check_keys(choices: Sequence[ModelChoice], keys: Mapping[str, str]) -> None:
     """Nothing, where each key goes to the one server that it is of."""
-    endpoints = {choice.name: choice for choice in choices if _URL.match(choice.where)}
+    endpoints = {choice.name: choice for choice in choices if URL.match(choice.where)}
     for name in keys:
         if name not in endpoints:
             raise InputError(f"--key {name}=...: there is no endpoint of that name{nearest(name, endpoints)}")
@@ -90,35 +88,11 @@ def _check_keys(choices: Sequence[ModelChoice], keys: Mapping[str, str]) -> None
         )
 
 
-def check_names(names: Sequence[str], what: str) -> None:
-    """Nothing, where all `names` can be names of files side by side, on any system."""
-    seen: dict[str, str] = {}
-    for name in names:
-        if not _NAME.fullmatch(name) or name.casefold() == FIRST or PROBE in name:
-            raise InputError(
-                f"{what} {name!r}: a name is made of letters, digits, '-', '_' and '.', begins with a letter or a "
-                f"digit, and is not {FIRST!r}: give another one as NAME=WHERE"
-            )
-        if name.casefold() in seen:
-            raise InputError(f"two {what}s are called {name!r}: tell them apart with NAME=WHERE, or leave one out")
-        seen[name.casefold()] = name
-
-
-def _name_and_place(text: str) -> tuple[str, str]:
-    name, mark, where = text.partition("=")
-    # A folder whose name has a `=` in it is that folder; so has many a URL after its `?`.
-    if not mark or not _NAME.fullmatch(name) or Path(text).expanduser().exists():
-        name, where = "", text
-    if not where.strip():
-        raise InputError(f"--model {text!r} names no model; write NAME=WHERE or WHERE (a folder, a hub id, a URL)")
-    return name, where
-
-
 def _parts(where: str) -> list[str]:
     """The parts of a place that can be in a name, the last one last."""
-    if _URL.match(where):
+    if URL.match(where):
         address, _, model = where.partition("#")
-        host = _URL.sub("", address).strip("/").partition("/")[0].rpartition("@")[2]
+        host = URL.sub("", address).strip("/").partition("/")[0].rpartition("@")[2]
         return [re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in (host, model) if part]
     folder = Path(where).expanduser()
     # `.` and `..` tell nothing; the folder that they stand for does.
@@ -132,6 +106,23 @@ def _telling(parts: Sequence[str], others: Sequence[Sequence[str]]) -> str:
         if not any([*other[-n:]] == [*parts[-n:]] for other in others):
             return "-".join(parts[-n:])
     return "-".join(parts)
+
+
+def check_loading(loading: Loading) -> None:
+    """Nothing, where backend, precision and device are names of something, whether or not a model will be loaded."""
+    import torch
+
+    if loading.backend not in BACKENDS:
+        raise InputError(f"backend {loading.backend!r} is not known{nearest(str(loading.backend), BACKENDS)}")
+    exported = ("auto", *FILES)
+    if loading.backend != "onnx":
+        Loading("cpu", loading.precision).number_format  # noqa: B018 - an error where there is no such thing
+    elif loading.precision not in exported:
+        raise InputError(f"precision {loading.precision!r} is not known{nearest(str(loading.precision), exported)}")
+    try:
+        torch.device("cpu" if loading.device is None else loading.device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {loading.device!r} is not known; give 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
 
 
 class System(Protocol):
@@ -259,6 +250,7 @@ def _timed(
 
 def system_of(choice: ModelChoice, loading: Loading = AUTOMATIC, build: Build = built_anew) -> System:
     """The system that a choice names; nothing is loaded yet."""
-    if _URL.match(choice.where):
+    check_spoken(choice.where, "model")
+    if URL.match(choice.where):
         return Endpoint(choice.name, choice.where, choice.key)
     return LocalModel(choice.name, choice.where, loading, build)

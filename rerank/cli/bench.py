@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rerank.cli.options import Device, DocumentTokens, Overwrite, Precision, Window, Windowing
-from rerank.cli.terminal import app, command_line, console, interruptible
+from rerank.cli.options import Device, DocumentTokens, Overwrite, Precision, Window, Windowing, out_option
+from rerank.cli.terminal import GO_ON, app, command_line, console, interruptible, writing_to
 from rerank.errors import InputError
 
 
@@ -31,9 +31,11 @@ def bench(
     ] = [],
     first_stage: Annotated[
         list[str],
-        typer.Option("--first-stage", "-f", help="bm25, dense, hybrid, a TREC run, or a folder of them (SET.trec)."),
+        typer.Option(
+            "--first-stage", "-f", help="bm25, dense, hybrid, or [NAME=] a TREC run or a folder of them (SET.trec)."
+        ),
     ] = ["bm25"],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to work in; default: runs/bench-SUITE.")] = None,
+    out: Annotated[Path | None, out_option("Folder to work in; default: runs/bench-SUITE.")] = None,
     only: Annotated[list[str], typer.Option("--set", "-s", help="These sets of the suite alone.")] = [],
     judged_pool: Annotated[
         list[str], typer.Option("--judged-pool", help="A set whose candidates are its judged documents.")
@@ -78,7 +80,7 @@ def bench(
     chosen = suite_named(suite, only, judged_pool)
     folder = out or Path("runs") / f"bench-{chosen.name.replace(':', '-').replace('/', '-')}"
     loading = Loading(device, precision, max_length, backend, window, windowing, document_tokens)
-    with interruptible(""):
+    with interruptible(GO_ON[overwrite]), writing_to(folder):
         carry_out(
             chosen,
             model_choices(model, _pairs(key, "--key")),

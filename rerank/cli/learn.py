@@ -8,20 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from rerank.cli.options import CollectionText
-from rerank.cli.terminal import app, command_line, console, interruptible
+from rerank.cli.options import CollectionText, out_option
+from rerank.cli.terminal import app, command_line, console, interruptible, writing_to
 from rerank.errors import InputError, NotFound
 
 
 @app.command(rich_help_panel="Learn")
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/quickstart"),
+    out: Annotated[Path, out_option("Folder of the run.")] = Path("runs/quickstart"),
     code: Annotated[
         Path | None, typer.Option("--code", help="Search this repository instead of Python's library.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     small: Annotated[
-        bool, typer.Option("--small", help="The light scorer alone, on fewer queries: under a minute.")
+        bool, typer.Option("--small", help="The light scorer alone, on fewer queries: a minute or two.")
     ] = False,
 ) -> None:
     """Watch a reranker learn from a teacher and then pass it, on real text that is already on your machine.
@@ -37,7 +37,7 @@ def quickstart(
         if '"' in str(code) or "\\" in str(code.as_posix()):
             raise InputError(f"--code {code}: a path with quotes or backslashes cannot be written into a recipe")
         text = text.replace('"code#', f'"code:{code.resolve().as_posix()}#')
-    with interruptible():
+    with interruptible(), writing_to(out):
         loaded = parse_recipe(text, Path.cwd(), "quickstart")
         carry_out(loaded, out, resume, console, command_line())
     _next_steps(out, loaded.models[0].name)
@@ -46,7 +46,7 @@ def quickstart(
 @app.command(rich_help_panel="Learn")
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/NAME.")] = None,
+    out: Annotated[Path | None, out_option("Folder of the run; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Carry out a recipe: retrieve, teach, clone, refine, compare with the control, report."""
@@ -56,7 +56,8 @@ def train(
     with interruptible():
         loaded = load_recipe(recipe)
         folder = out or Path("runs") / loaded.name
-        carry_out(loaded, folder, resume, console, command_line())
+        with writing_to(folder):
+            carry_out(loaded, folder, resume, console, command_line())
     _next_steps(folder, loaded.models[0].name)
 
 
@@ -64,7 +65,7 @@ def train(
 def teach(
     collection: CollectionText,
     run: Annotated[Path, typer.Option("--run", help="Candidates: a TREC run or RankLLM JSON.")],
-    out: Annotated[Path, typer.Option("--out", help="Orderings (JSONL) to write or to complete.")],
+    out: Annotated[Path, out_option("Orderings (JSONL) to write or to complete.")],
     teacher: Annotated[str, typer.Option(help="recorded, scored, judged, chat.")] = "scored",
     recording: Annotated[list[Path], typer.Option("--recording", help="recorded: TREC run or RankLLM JSON.")] = [],
     model: Annotated[
@@ -141,8 +142,8 @@ def audit(
 
 
 @app.command(rich_help_panel="Learn")
-def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
-    """Write report.html of a run anew."""
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a run of `train` or of `bench`.")]) -> None:
+    """Write report.html of a run or a benchmark anew."""
     from rerank.report.writing import write_report
 
     console.print(f"{write_report(folder)}")

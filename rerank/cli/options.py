@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder or file to write to.")]
+
+def _given(text: str | Path) -> Path:
+    if not str(text).strip():  # Path("") would be the folder that the user stands in
+        raise typer.BadParameter("it is empty; name a file or a folder, or leave the option out")
+    return Path(text)
+
+
+def out_option(help: str) -> Any:
+    """The option `--out`: where a command writes; an empty text is refused."""
+    return typer.Option("--out", help=help, parser=_given, metavar="PATH")
+
+
+Out = Annotated[Path | None, out_option("Folder or file to write to.")]
 CollectionText = Annotated[
     str,
     typer.Argument(

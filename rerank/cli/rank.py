@@ -16,15 +16,16 @@ from rerank.cli.options import (
     ShardText,
     Window,
     Windowing,
+    out_option,
 )
-from rerank.cli.terminal import app, console, errors, interruptible, say_part, visible
+from rerank.cli.terminal import GO_ON, app, console, errors, interruptible, say_part, visible
 from rerank.errors import InputError
 
 
 @app.command(rich_help_panel="Rank")
 def retrieve(
     collection: CollectionText,
-    out: Annotated[Path, typer.Option("--out", help="The TREC run to write.")],
+    out: Annotated[Path, out_option("The TREC run to write.")],
     retriever: Annotated[list[str], typer.Option("--retriever", help="bm25 or dense; give both to fuse them.")] = [
         "bm25"
     ],
@@ -50,7 +51,7 @@ def retrieve(
         raise InputError(f"--index {index!r} is not one of flat, hnsw, ivf")
     settings = Retrieval(retrievers=tuple(retriever), index=index, language=language)  # type: ignore[arg-type]
     loading, part = Loading(device, precision), Shard.parse(shard)
-    with interruptible(""):
+    with interruptible(GO_ON[overwrite]):
         done = retrieve_run(collection, out, settings, fusion, depth, encoder, loading, part, overwrite, errors)
     say_part(done, f", up to {depth} documents each")
 
@@ -71,9 +72,7 @@ def rank(
     requests: Annotated[
         Path | None, typer.Option("--requests", help="RankLLM requests to rerank; --out is then RankLLM JSON.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The TREC run to write; of --requests, RankLLM JSON.")
-    ] = None,
+    out: Annotated[Path | None, out_option("The TREC run to write; of --requests, RankLLM JSON.")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Rerank only the first candidates.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Documents to print (10).")] = None,
     probabilities: Annotated[
@@ -120,11 +119,11 @@ def rank(
     elif requests is not None and out is not None:
         if (collection, run, shard) != (None, None, None):
             raise InputError("--requests bring their own texts and candidates: leave out --collection, --run, --shard")
-        with interruptible(""):
+        with interruptible(GO_ON[overwrite]):
             say_part(rerank_requests(model, requests, out, depth, loading, overwrite, errors))
     elif collection is not None and run is not None and out is not None:
         part = Shard.parse(shard)
-        with interruptible(""):
+        with interruptible(GO_ON[overwrite]):
             say_part(rerank_run(model, collection, run, out, depth, loading, part, overwrite, errors))
     else:
         raise InputError("give --query and --documents, or --collection, --run and --out, or --requests and --out")
@@ -146,7 +145,7 @@ def _check_apart(one: tuple[Any, ...], whole: tuple[Any, ...], shown: tuple[Any,
 @app.command(rich_help_panel="Rank")
 def merge(
     parts: Annotated[list[Path], typer.Argument(help="The parts, or the --out that they were made with.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The run to write; default: the parts' own --out.")] = None,
+    out: Annotated[Path | None, out_option("The run to write; default: the parts' own --out.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Put the parts of `rank --shard` or `retrieve --shard` together, once all are there and of one job.
@@ -163,7 +162,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
     to: Annotated[str, typer.Option("--to", help="onnx.")] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits: smaller, faster on CPUs.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: the model's own.")] = None,
+    out: Annotated[Path | None, out_option("Folder to write; default: the model's own.")] = None,
 ) -> None:
     """Write a model for another runtime; `rank --backend onnx` uses it."""
     from rerank.models.exporting import export_onnx

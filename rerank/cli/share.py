@@ -40,14 +40,19 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
 ) -> None:
     """Send a model and its card to the Hugging Face hub; the token is the one of `hf auth login`, or HF_TOKEN."""
+    from rerank.experiment.pushing import licence_of, uploads
     from rerank.experiment.pushing import push as send
-    from rerank.experiment.pushing import uploads
 
     if dry_run:
         found = uploads(model)
         for upload in found:
             console.print(f"{upload.size:>13,}  {upload.path}", highlight=False, markup=False, soft_wrap=True)
         total = sum(upload.size for upload in found) / 1e6
-        console.print(f"{len(found)} files, {total:.1f} MB, would go to {repo}", highlight=False, soft_wrap=True)
+        kind = "public" if public else "private"
+        console.print(
+            f"{len(found)} files, {total:.1f} MB, would go to {repo} ({kind})", highlight=False, soft_wrap=True
+        )
+        if licence_of(model) is None:
+            console.print("The card states no licence: give `licence` under [[models]], or write it into README.md")
         return
     console.print(send(model, repo, not public, revision, message), highlight=False, soft_wrap=True)

@@ -7,10 +7,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+
+from rerank.errors import InputError, RerankError
 
 app = typer.Typer(
     help="Clone a teacher's orderings, refine against the metric you report, prove the gain, use the result.",
@@ -27,6 +30,10 @@ console = Console()
 errors = Console(stderr=True)
 
 
+GO_ON = {False: "", True: " without --overwrite; what it had not come to is as it was before"}
+"""--overwrite given -> what `interruptible` adds: given again, it would drop what was finished."""
+
+
 @contextmanager
 def interruptible(option: str = " with --resume") -> Iterator[None]:
     """Ctrl-C ends the block with the way to go on, and exit status 130."""
@@ -35,6 +42,23 @@ def interruptible(option: str = " with --resume") -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print(f"\ninterrupted; what was finished is kept: run the same command again{option}")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """A place that cannot be written, at `out` or around it, ends the block with one message that says what to do."""
+    from rerank.data.formats import way_out
+
+    try:
+        yield
+    except RerankError:
+        raise
+    except OSError as error:
+        place = Path(str(error.filename or ""))
+        if not (error.filename and (place.is_relative_to(out) or out.is_relative_to(place))):
+            raise
+        problem = f"{error.strerror or error} ({place})"
+        raise InputError(f"--out {out} cannot be written: {problem}; {way_out(error, 'a folder')}") from error
 
 
 def say_part(part: Any, more: str = "") -> None:

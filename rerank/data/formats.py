@@ -10,6 +10,7 @@ RankLLM requests (Pradeep et al. 2023, https://github.com/castorini/rank_llm), a
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import logging
@@ -73,9 +74,14 @@ def write_lines(lines: Iterable[str], path: Path | str) -> None:
         raise  # of the lines, not of the file; NotFound is an OSError too
     except OSError as error:
         problem = "it is a folder" if path.is_dir() else error.strerror or str(error)
-        raise InputError(
-            f"{path} cannot be written: {problem}; give a file in a folder that you may write to"
-        ) from error
+        raise InputError(f"{path} cannot be written: {problem}; {way_out(error, 'a file in a folder')}") from error
+
+
+def way_out(error: OSError, what: str) -> str:
+    """What to do where something could not be written: `what` ("a folder") is what to give instead."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "there is no room for it: make some, then run the same command again, or write to another disk"
+    return f"give {what} that you may write to"
 
 
 def _write_whole(lines: Iterable[str], path: Path) -> None:

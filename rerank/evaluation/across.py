@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from rerank.errors import InputError, nearest
 from rerank.evaluation.comparison import Cell, Comparison, cell_from_json, cell_json, finite, number
 from rerank.evaluation.tables import Table
-from rerank.evaluation.wording import Said, said_best, said_over_sets, said_within_set
+from rerank.evaluation.wording import Said, said_absent, said_best, said_over_sets, said_within_set
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -96,6 +96,8 @@ class Across:
     """The sets that `means` are over: those that all arms with a mean have."""
     over_sets: tuple[OverSets, ...] = ()
     """One for each of `comparisons`, in their order."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Sets that were asked for and have no table -> why."""
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -142,9 +144,10 @@ class Across:
         primary = self.measures[0]
         tested = [(c, o) for c, o in zip(self.comparisons, self.over_sets, strict=True) if c.measure == primary]
         sentences = [said_best(self)] if len(self.means) > 1 else []
+        sentences += said_absent(self.absent)
         for c, over in tested:
             own = [(s, d) for s in over.sets for d in self.by_set[s] if _same(d, c)]
-            sentences.append(said_over_sets(c, over, len(self.tables), len(tested)))
+            sentences.append(said_over_sets(c, over, len(self.tables), len(tested), len(self.absent)))
             sentences += said_within_set(c, own) if len(over.sets) > 1 else []
         return sentences
 
@@ -154,6 +157,7 @@ class Across:
             "suite": self.suite,
             "measures": list(self.measures),
             "sets": {name: table.to_json() for name, table in self.tables.items()},
+            "absent": dict(self.absent),
             "groups": dict(self.groups),
             "counted": list(self.counted),
             "means": {
@@ -189,6 +193,7 @@ class Across:
                 probes=dict(data["probes"]),
                 counted=tuple(data["counted"]),
                 over_sets=tuple(_over_sets(over) for over in data["over_sets"]),
+                absent=dict(data.get("absent") or {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"these are not results written by Across.to_json: {error!r}") from error
@@ -227,15 +232,19 @@ def across(
     speed: Mapping[str, Mapping[str, Speed]] | None = None,
     published: Mapping[str, Sequence[Any]] | None = None,
     probes: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> Across:
     """The table over several sets, each with its own table made by `compare`.
 
     `pairs` (arm, other) are those compared; by default the pairs that the sets' own tables compare. Rows of
     `published` are mappings or dataclasses with arm, measure and value; rows of `probes` are drops or their mappings.
+    `absent` are the sets that were asked for and have no table -> why: whatever is written says so.
     """
-    from rerank.evaluation.over_sets import gathered
+    from rerank.evaluation.over_sets import check_absent, gathered
 
-    return gathered(suite, tables, pairs, groups or {}, ties or {}, speed or {}, published or {}, probes or {})
+    check_absent(absent or {}, tables)
+    found = gathered(suite, tables, pairs, groups or {}, ties or {}, speed or {}, published or {}, probes or {})
+    return replace(found, absent=dict(absent or {}))
 
 
 def measures_of(tables: Mapping[str, Table]) -> tuple[str, ...]:

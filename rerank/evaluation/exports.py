@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,9 +33,9 @@ COLUMNS = (
 
 def markdown(a: Across) -> str:
     """What `Across.to_markdown` returns."""
-    parts = [f"# {a.suite}\n"]
+    parts = [f"# {_escaped(a.suite)}\n"]
     parts += [_markdown_measure(a, m) for m in a.measures]
-    parts += ["\n".join([*notes(a), ""])]
+    parts += ["\n".join([*map(_escaped, notes(a)), ""])]
     parts += [
         _markdown_table(title, head, rows)
         for title, head, rows in (comparison_rows(a), cost_rows(a), published_rows(a), probe_rows(a))
@@ -44,7 +45,10 @@ def markdown(a: Across) -> str:
 
 
 def csv_lines(a: Across) -> str:
-    """What `Across.to_csv` returns: a line for each test of an arm, one for an arm without a test."""
+    """What `Across.to_csv` returns: a line for each test of an arm, one for an arm without a test.
+
+    A set that is absent has a line without arm, measure and numbers.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -55,6 +59,8 @@ def csv_lines(a: Across) -> str:
             for m in a.measures:
                 for row in _csv_rows(arm, m, cells[m], table.queries, a.by_set[name]):
                     writer.writerow(_numbers([a.suite, name, *row, *cost]))
+    for name in a.absent:
+        writer.writerow(_numbers([a.suite, name, *[None] * (len(COLUMNS) - 2)]))
     queries = sum(a.tables[name].queries for name in a.counted)
     for arm, means in a.means.items() if len(a.tables) > 1 else ():
         for m in a.measures:
@@ -96,7 +102,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+    """The text on one line, with nothing that Markdown or the HTML within it would take for its own."""
+    plain = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+    # A `<` before a space (as in "p < .05") begins no tag.
+    return re.sub(r"<(?! )", "&lt;", plain.replace("&", "&amp;"))
 
 
 def _csv_rows(arm: str, measure: str, cell: Cell, queries: int, tests: Sequence[Comparison]) -> Iterator[list[Any]]:

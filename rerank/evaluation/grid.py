@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rerank.evaluation.across import Across
 from rerank.evaluation.comparison import EQUAL, Comparison
-from rerank.evaluation.wording import LEVEL, decimal, p_value, signed
+from rerank.evaluation.wording import LEVEL, decimal, p_value, said_absent, signed
 
 FIRST_STAGE, OTHER = "†", "‡"
 """Marks of an arm that differs measurably from the first stage that it reorders, and from another arm."""
@@ -56,8 +56,8 @@ def grid(a: Across, measure: str) -> list[Row]:
     return rows
 
 
-def notes(a: Across) -> list[str]:
-    """What must be said below a measure's table: marks, how the means are made, and who is missing where."""
+def notes(a: Across, reasons: bool = True) -> list[str]:
+    """What must be said below a measure's table: marks, how the means are made, and who is missing where (and why)."""
     said = ["Best in bold."]
     every = [c for own in [*a.by_set.values(), a.comparisons] for c in own]
     marked = [c for c in every if c.measurable and not _no_merit(c.measure)]
@@ -72,6 +72,10 @@ def notes(a: Across) -> list[str]:
         said.append(_how_means_are_made(a))
     for arm, sets in a.missing().items():
         said.append(f"{arm} is missing from {', '.join(sets)}.")
+    if reasons:
+        said += [s if s.endswith(".") else f"{s}." for s in map(str, said_absent(a.absent))]
+    elif a.absent:
+        said.append(f"Missing: {', '.join(a.absent)}.")
     return said
 
 
@@ -179,8 +183,10 @@ def _mark(c: Comparison) -> str:
 def _how_means_are_made(a: Across) -> str:
     if not a.means:
         return "No set has all arms: there is no mean over sets."
-    n, of = len(a.counted), len(a.tables)
-    over = f"all {n} sets" if n == of else f"the {n} of {of} sets that all arms with a mean have"
+    n, of, absent = len(a.counted), len(a.tables), len(a.absent)
+    over = f"all {n} sets" if not absent else f"{n} of the {n + absent} sets that were asked for"
+    if n < of:
+        over = f"the {n} of {of + absent} sets that all arms with a mean have"
     grouped = ", the sets of a group together as one" if any(a.groups.get(name) for name in a.counted) else ""
     return f"Means are over {over}{grouped}; intervals and tests take the sets as fixed and their queries as drawn."
 
@@ -190,4 +196,4 @@ def _milliseconds(*seconds: float) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}" if math.isfinite(share) else ""
+    return f"{share:.1%}" if math.isfinite(share) else "–"  # noqa: RUF001 - an en dash stands for "no value"

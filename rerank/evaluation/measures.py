@@ -110,11 +110,12 @@ def parse_measure(text: str | Measure) -> Measure:
     return Measure(name, cutoff, rel)
 
 
-def evaluate(run: Run, qrels: Qrels, measures: Iterable[str | Measure]) -> Evaluation:
+def evaluate(run: Run, qrels: Qrels, measures: Iterable[str | Measure], aloud: bool = True) -> Evaluation:
     """The values of `run` on every judged query, and their means.
 
     A judged query is one with at least one judgement. One that the run does not answer, and one without a relevant
-    document, count 0 (as with trec_eval's -c) and are counted in the result.
+    document, count 0 (as with trec_eval's -c) and are counted in the result. The former are also said, if `aloud`; who
+    evaluates one run several times says it once.
     """
     wanted = list(dict.fromkeys(map(parse_measure, [measures] if isinstance(measures, str) else measures)))
     if not wanted:
@@ -126,7 +127,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Iterable[str | Measure]) -> Evalu
         found.update(_trec_eval(rankings, judged, group))
     per_query = {str(m): {q: found[m].get(q, 0.0) for q in judged} for m in wanted}
     missing = len(judged) - len(rankings)
-    if missing:
+    if missing and aloud:
         logger.warning(
             "run %r has no document for %d of %d judged queries; each counts 0", run.name, missing, len(judged)
         )

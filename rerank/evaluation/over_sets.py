@@ -125,6 +125,13 @@ def _check_sets(what: str, given: Mapping[str, Any], tables: Mapping[str, Table]
             raise InputError(f"{what}: there is no table of a set {name!r}{nearest(name, tables)}")
 
 
+def check_absent(absent: Mapping[str, str], tables: Mapping[str, Table]) -> None:
+    """Nothing, where no set that is said to be absent has a table."""
+    for name in absent:
+        if name in tables:
+            raise InputError(f"absent: set {name!r} has a table; leave it out of one of the two")
+
+
 def _pairs(tables: Mapping[str, Table], pairs: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
     """The pairs to compare: those given, or those of the sets' tables in the order in which they come first."""
     if pairs is None:

@@ -38,22 +38,26 @@ def markdown(table: Table) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def rich_table(table: Table) -> RichTable:
+def rich_table(table: Table, width: int = 80) -> RichTable:
     """What `Table.to_rich` returns."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    primary = table.measures[0]
+    primary, others = table.measures[0], _fitting(table, width)
     caption = f"{table.queries} judged queries; 95 % bootstrap interval, p after Holm"
     if table.several_seeds:
         caption += "; ± over seeds"
+    if len(others) < len(table.measures) - 1:
+        caption += f"\nno room here for {', '.join(table.measures[1 + len(others) :])}"
     out = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
-    out.add_column("arm", min_width=min(16, max(map(len, table.arms))))
-    for title in (*table.measures, *(["p"] if table.comparisons else []), *(["seconds"] if table.seconds else [])):
-        # The long spellings, RR(rel=2)@10, break after their name rather than push the numbers together.
-        shown = escape(title.replace("(", "\n(").replace(")@", ")\n@"))
-        out.add_column(shown, justify="right", min_width=12 if title == primary else 7)
+    out.add_column("arm", min_width=_arm_width(table))
+    for title in (primary, *others):
+        out.add_column(escape(_title(title)), justify="right", min_width=_width(title, title == primary))
+    if table.comparisons:
+        out.add_column("p", justify="right", min_width=_p_width(table))
+    if table.seconds:
+        out.add_column("seconds", justify="right", min_width=7)
     for arm, cells in table.arms.items():
         test = next(iter(table.of(arm)), None)
         cell = cells[primary]
@@ -62,11 +66,44 @@ def rich_table(table: Table) -> RichTable:
         out.add_row(
             escape(arm),
             f"{mean}\n[dim]{decimal(cell.low)} to {decimal(cell.high)}[/]",
-            *(decimal(cells[m].mean) for m in table.measures[1:]),
+            *(decimal(cells[m].mean) for m in others),
             *([evidence] if table.comparisons else []),
             *([_seconds(table, arm)] if table.seconds else []),
         )
     return out
+
+
+def _fitting(table: Table, width: int) -> tuple[str, ...]:
+    """The measures after the primary one that `width` columns have room for; the others are in the files."""
+    between = 2  # what the frame puts before and after a column
+    taken = between + _arm_width(table) + between + _width(table.measures[0], primary=True) + between
+    taken += (_p_width(table) + between if table.comparisons else 0) + (7 + between if table.seconds else 0)
+    fitting = []
+    for measure in table.measures[1:]:
+        taken += _width(measure) + between
+        if taken > width:
+            break
+        fitting.append(measure)
+    return tuple(fitting)
+
+
+def _arm_width(table: Table) -> int:
+    return min(18, max(map(len, table.arms)))
+
+
+def _p_width(table: Table) -> int:
+    """Room for the longest name of an arm that was tested against, within bounds."""
+    named = [len(test.against) for arm in table.arms if (test := next(iter(table.of(arm)), None))]
+    return min(14, max([6, *named]))
+
+
+def _width(measure: str, primary: bool = False) -> int:
+    return max(12 if primary else 7, *map(len, _title(measure).split("\n")))
+
+
+def _title(measure: str) -> str:
+    """The long spellings, RR(rel=2)@10, break after their name rather than push the numbers together."""
+    return measure.replace("(", "\n(").replace(")@", ")\n@")
 
 
 def _seconds(table: Table, arm: str) -> str:

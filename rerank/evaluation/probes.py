@@ -19,6 +19,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection as Container
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ def perturbed(
     seed: int = 0,
     *,
     qrels: Qrels | None = None,
+    barred: Mapping[str, Container[str]] | None = None,
     other: Sequence[CandidateList] | None = None,
     distractors: int = DISTRACTORS,
 ) -> list[CandidateList]:
@@ -73,7 +75,8 @@ def perturbed(
 
     `n-1` needs `plain`, the model's run on the lists themselves; `first-stage` needs `other`, the lists of another
     first stage. With `qrels`, `distract` also spares relevant documents that are no candidates of their query, and
-    knows the grades of what it adds; without, only candidates' labels are known.
+    knows the grades of what it adds; without, only candidates' labels are known. `barred` holds the documents that are
+    no candidates of a query, whatever finds them (query id -> doc ids): `distract` adds none of them either.
     """
     if probe not in PROBES:
         raise InputError(f"unknown probe {probe!r}{nearest(str(probe), PROBES)}")
@@ -84,7 +87,7 @@ def perturbed(
     elif probe == "distract":
         if distractors < 1:
             raise InputError(f"{distractors} distractors were asked for; 1 or more can be added")
-        changed = _distracted(lists, distractors, seed, qrels or {})
+        changed = _distracted(lists, distractors, seed, qrels or {}, barred or {})
     elif probe == "first-stage":
         if other is None:
             raise InputError("probe 'first-stage' needs `other`: the lists of another first stage")
@@ -123,13 +126,11 @@ def drop_of(probe: str, plain: Run, perturbed: Run, qrels: Qrels, measure: str |
     if not asked:
         nothing = math.nan
         return Drop(probe, str(measure), *(nothing,) * 6, 0, nothing, left_out)
-    before, after = (
-        np.array(list(evaluate(run, asked, [measure]).per_query[str(measure)].values())) for run in (plain, perturbed)
-    )
+    found = (evaluate(run, asked, [measure], aloud=False).per_query[str(measure)] for run in (plain, perturbed))
+    before, after = (np.array(list(values.values())) for values in found)
     low, high = bootstrap_interval(before - after)
     return Drop(
-        probe,
-        str(measure),
+        *(probe, str(measure)),
         plain=float(before.mean()),
         perturbed=float(after.mean()),
         drop=float((before - after).mean()),
@@ -171,7 +172,7 @@ def _shuffled(candidates: CandidateList, seed: int) -> CandidateList | None:
 
 
 def _distracted(
-    lists: Sequence[CandidateList], distractors: int, seed: int, qrels: Qrels
+    lists: Sequence[CandidateList], distractors: int, seed: int, qrels: Qrels, barred: Mapping[str, Container[str]]
 ) -> list[CandidateList | None]:
     texts = {d: text for c in lists for d, text in zip(c.doc_ids, c.texts, strict=True)}
     documents = sorted(texts)
@@ -183,7 +184,8 @@ def _distracted(
         )
     changed, short = [], 0
     for c in lists:
-        added = _distractors(c, documents, texts, qrels.get(c.query_id, {}), distractors, seed)
+        spared = {d for d, grade in qrels.get(c.query_id, {}).items() if grade >= 1} | {*barred.get(c.query_id, ())}
+        added = _distractors(c, documents, texts, spared, distractors, seed)
         short += len(added) < distractors
         changed.append(_with_documents(c, added, texts, qrels.get(c.query_id, {})) if added else None)
     if short:
@@ -196,20 +198,17 @@ def _distractors(
     candidates: CandidateList,
     documents: Sequence[str],
     texts: Mapping[str, str],
-    grades: Mapping[str, int],
+    spared: Container[str],
     wanted: int,
     seed: int,
 ) -> list[str]:
-    """Up to `wanted` of the documents: no candidates, not relevant, nor of the same text as a candidate."""
-    own, own_texts = set(candidates.doc_ids), set(candidates.texts)
+    """Up to `wanted` of the documents: neither candidates nor `spared`, nor of the same text as a candidate."""
+    own, own_texts = {*candidates.doc_ids, *spared}, set(candidates.texts)
     # A draw this long has enough documents, but for equal texts; only then are all of them looked through.
-    likely = min(len(documents), wanted + len(own) + len(grades))
+    likely = min(len(documents), wanted + len(own))
     for length in (likely, len(documents)):
         drawn = _key(seed, "distract", candidates.query_id).sample(range(len(documents)), length)
-        fit = [
-            d for d in (documents[i] for i in drawn)
-            if d not in own and grades.get(d, 0) < 1 and texts[d] not in own_texts
-        ]  # fmt: skip
+        fit = [d for d in (documents[i] for i in drawn) if d not in own and texts[d] not in own_texts]
         if len(fit) >= wanted:
             break
     return fit[:wanted]

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rerank.errors import InputError
+from rerank.evaluation.comparison import EQUAL
 
 _BLOCK = 1 << 22
 """Resampled values held at a time: keeps the bootstrap of many queries within some 100 MB."""
@@ -86,14 +87,15 @@ def stratified_t(differences: Sequence[ArrayLike], weights: Sequence[float], by_
 def signed_rank(differences: ArrayLike) -> float:
     """The two-sided p-value of Wilcoxon's signed-rank test, differences of 0 left out; 1 where all are 0.
 
-    Exact for up to 13 differences, and for up to 50 that are neither 0 nor of equal size.
+    What is not above `EQUAL` is rounding and counts as 0. Exact for up to 13 differences, and for up to 50 that are
+    neither 0 nor of equal size.
     """
     from scipy.stats import wilcoxon
 
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise InputError(f"a signed-rank test needs one finite difference of each set; given shape {values.shape}")
-    values = values[values != 0]
+    values = values[abs(values) > EQUAL]
     return float(wilcoxon(values).pvalue) if len(values) else 1.0
 
 

@@ -153,11 +153,14 @@ class Table:
 
         return markdown(self)
 
-    def to_rich(self) -> RichTable:
-        """A table for the terminal: the primary measure with its interval (and spread), each arm's first test on it."""
+    def to_rich(self, width: int = 80) -> RichTable:
+        """A table for a terminal of `width` columns: the primary measure with its interval, each arm's first test.
+
+        Measures that there is no room for are named below it.
+        """
         from rerank.evaluation.printing import rich_table
 
-        return rich_table(self)
+        return rich_table(self, width)
 
 
 def compare(

@@ -69,7 +69,7 @@ def _empty(a: Across, first: str, *more: str) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
 
-    caption = _plain(" ".join([f"{a.measures[0]}.", *notes(a), *more]))
+    caption = _plain(" ".join([f"{a.measures[0]}.", *notes(a, reasons=False), *more]))
     table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column(first, overflow="fold")
     return table

@@ -52,32 +52,36 @@ def said(c: Comparison, queries: int, comparisons: int = 1, where: str = "") -> 
 def said_best(a: Across) -> Said:
     """Which arm has the highest mean over the sets, and against which of the others that is more than luck."""
     measure, best = a.measures[0], a.best or ""
-    n, of = len(a.counted), len(a.tables)
-    where = (
-        f"on {a.counted[0]}" if of == 1 else f"over {n} sets" if n == of else f"over the {n} of {of} sets that all have"
-    )
-    claim = f"{best} has the highest {measure} {where}: {decimal(a.means[best][measure].mean)}"
+    where = _where(a.counted, len(a.tables), len(a.absent), "all")
+    # The same to nine places is the same: rounding names no winner.
+    top = round(a.means[best][measure].mean, 9)
+    tops = [arm for arm in a.means if round(a.means[arm][measure].mean, 9) == top]
+    has = "has" if len(tops) == 1 else "have"
+    claim = f"{_listed(tops)} {has} the highest {measure}{where}: {decimal(a.means[best][measure].mean)}"
     ours = [c if c.arm == best else c.reversed() for c in a.comparisons if c.measure == measure]
     tested = {c.against: c for c in ours if c.arm == best}
     better = [other for other, c in tested.items() if c.measurable and c.difference > 0]
-    level = [other for other, c in tested.items() if other not in better]
-    untested = [arm for arm in a.means if arm != best and arm not in tested]
+    level = [other for other, c in tested.items() if other not in better and not math.isnan(c.p_holm)]
+    untested = [arm for arm in a.means if arm not in (best, *better, *level)]
     told = (("measurably better than", better), ("not measurably better than", level), ("not tested against", untested))
     return Said(claim, "; ".join(f"{what} {_listed(names)}" for what, names in told if names))
 
 
-def said_over_sets(c: Comparison, over: OverSets, sets: int, comparisons: int = 1) -> Said:
-    """What a comparison of means over sets says, of `sets` that there are."""
+def said_absent(absent: Mapping[str, str]) -> list[Said]:
+    """What is said of sets (-> why) that were asked for and have no numbers."""
+    return [Said(f"{name} is missing: {' '.join(why.split())}", "") for name, why in absent.items()]
+
+
+def said_over_sets(c: Comparison, over: OverSets, sets: int, comparisons: int = 1, absent: int = 0) -> Said:
+    """What a comparison of means over sets says, of `sets` that there are and `absent` more that were asked for."""
     n = len(over.sets)
-    where = f" over {n} sets" if n == sets else f" over the {n} of {sets} sets that have both"
-    if sets == 1:
-        where = f" on {over.sets[0]}"
+    where = _where(over.sets, sets, absent, "both")
     if math.isnan(c.p_holm):
         difference = f"their difference{where} is {signed(c.difference)} {c.measure}"
         return Said(f"{c.arm} and {c.against} cannot be tested: a set has one judged query alone; {difference}", "")
     claim, evidence = said(c, 0, comparisons, where)
     if n > 1:
-        evidence += f"; {over.won} sets won, {over.level} level, {over.lost} lost"
+        evidence += f"; {over.won} set{'' if over.won == 1 else 's'} won, {over.level} level, {over.lost} lost"
     if not math.isnan(over.signed_rank_holm):
         of = "sets" if over.groups == n else "groups of sets"
         evidence += f"; signed ranks of {over.groups} {of}, p {_relation(over.signed_rank_holm)}"
@@ -120,8 +124,9 @@ def conclusion(refined: str, tested: Sequence[Comparison], means: Mapping[str, f
         rank = f", the best of its {len(tested)} controls" if is_best and len(tested) > 1 else ""
         others = [c.against for c in level if c is not best]
         parts = [f"level with {best.against}{rank}", f"with {_listed(others)}" if others else "", than]
-        margin = f"{signed(best.difference)} {best.measure}, 95 % interval {signed(best.low)} to {signed(best.high)}"
-        evidence = f"{margin}, p {_relation(best.p_holm)} after Holm"
+        beside = " (uncorrected)" if best.low > 0 or best.high < 0 else ""  # else it reads as a contradiction
+        interval = f"95 % interval{beside} {signed(best.low)} to {signed(best.high)}"
+        evidence = f"{signed(best.difference)} {best.measure}, {interval}, p {_relation(best.p_holm)} after Holm"
         return Said(f"{refined} is {'; '.join(p for p in parts if p)}", evidence)
     if len(tested) == 1:
         return Said(f"{refined} is better than its control {_margins(better)}", "")
@@ -149,6 +154,16 @@ def signed(value: float, places: int = 3) -> str:
 def p_value(p: float) -> str:
     """A p-value as one prints it: `.031`, `< .001`, or an en dash where no test was possible."""
     return "< .001" if p < 0.001 else decimal(p)
+
+
+def _where(over: Sequence[str], sets: int, absent: int, having: str) -> str:
+    """Over which sets a mean is, of `sets` with numbers and `absent` without; `having` says of which arms."""
+    n, asked = len(over), sets + absent
+    if sets == 1:
+        return f" on {over[0]}" + (f" alone, of {asked} sets" if absent else "")
+    if n < sets:
+        return f" over the {n} of {asked} sets that {'have both' if having == 'both' else 'all have'}"
+    return f" over {n} of {asked} sets" if absent else f" over {n} sets"
 
 
 def _no_difference(c: Comparison, comparisons: int, where: str) -> Said:

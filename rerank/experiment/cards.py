@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,12 @@ def told(recipe: Recipe, model: Model, found: Trained, lists: Lists, table: Tabl
     stages = "cloning a teacher's orderings, then refining by exact policy gradients"
     return Told(
         title=escaped(title),
-        origin=f"It was made from {made} by {stages if model.kind != 'generative' else 'cloning, then refining'}.",
+        origin=" ".join(
+            [
+                f"It was made from {made} by {stages if model.kind != 'generative' else 'cloning, then refining'}.",
+                *_nothing_learned(found, model),
+            ]
+        ),
         results=_results(recipe, model, found, lists, table),
         training=_training(recipe, model, found, lists, summary),
         first_stage=_first_stage(recipe, model),
@@ -183,6 +188,19 @@ def _steps(found: Trained, model: Model, stage: str) -> str:
     told = [f", {known['lists']} lists" if "lists" in known else ""]
     told += [f", {known['steps']} steps, best after {known['best_step']}" if "best_step" in known else ""]
     return "".join(told)
+
+
+def _nothing_learned(found: Trained, model: Model) -> Iterator[str]:
+    """What must be said first of a model whose stages handed over what they began with."""
+    seed = found.kept_seed or 0
+    best = [found.learned.get(arm_name(model, stage), {}).get(seed, {}).get("best_step") for stage in (CLONE, REFINED)]
+    if best == [0, 0]:
+        yield (
+            "**No step of either stage ranked the held-out lists better than what it began with: the network is as it "
+            "was before, and nothing was learned but the weights of first-stage scores, where it reads those.**"
+        )
+    elif best[1] == 0:
+        yield "**No step of refinement ranked the held-out lists better than the clone: this is the clone.**"
 
 
 def _first_stage(recipe: Recipe, model: Model) -> str:

@@ -54,8 +54,10 @@ def prepare(work: Workspace, encoder: VectorStore | None) -> Lists:
     """All lists of a run."""
     data = work.recipe.data
     stages = _FirstStages(work, encoder)
+    work.log.say("reading the collections")
     test = _collection(data.test, work.recipe.base)
     sources = [(source, _collection(source, work.recipe.base)) for source in data.train]
+    work.log.say("first stage: " + (" and ".join(work.recipe.retrieval.retrievers) or "as recorded"))
     if encoder is not None:
         # A vector depends in its last bits on what was encoded with it: one call for all queries, in one order, gives a
         # resumed run the same vectors.

@@ -11,11 +11,11 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rerank.errors import DataError, EndpointError, InputError, Mismatch, NotFound, RerankError
+from rerank.errors import DataError, InputError, NotFound
+from rerank.experiment.refusals import refusals_told
 from rerank.models.card import CARD, HUB_ID, SETTINGS
 from rerank.models.completeness import TOKENIZER_FILES
 
@@ -32,7 +32,8 @@ NAMES = re.compile(
     r"|(model|head|adapter_model)\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json"
 )
 EXPORTED = re.compile(r"model(_int8)?\.onnx(\.data)?")
-FOLDERS = re.compile(r"encoder|adapter|onnx|\d+_[A-Za-z]+")
+FOLDERS = ("", "encoder", "adapter", "onnx")
+"""Of a model of ours, beside those that sentence-transformers made for its modules."""
 
 
 class Upload(NamedTuple):
@@ -55,6 +56,14 @@ def uploads(model: Path) -> list[Upload]:
     return found
 
 
+def licence_of(model: Path) -> str | None:
+    """The licence that the card of the model states, as the hub reads it; None where it states none."""
+    from huggingface_hub import ModelCard
+
+    stated = ModelCard.load(Path(model) / CARD, ignore_metadata_errors=True).data.to_dict().get("license")
+    return str(stated) if stated else None
+
+
 def push(model: Path, repo: str, private: bool = True, revision: str | None = None, message: str | None = None) -> str:
     """The address of the commit that holds the model now, in a repository that is made where there is none.
 
@@ -66,7 +75,7 @@ def push(model: Path, repo: str, private: bool = True, revision: str | None = No
     from huggingface_hub import HfApi
 
     logger.info("%s: %d files, %.1f MB, to %s", model, len(found), sum(u.size for u in found) / 1e6, repo)
-    with _told(repo):
+    with refusals_told(repo):
         api = HfApi()
         api.create_repo(repo, private=private, repo_type="model", exist_ok=True)
         if private and not api.repo_info(repo, repo_type="model").private:
@@ -115,6 +124,8 @@ def _check_folder(model: Path) -> None:
 def _files(model: Path) -> Iterator[Upload]:
     """Every file of the folder; an error that names those that are no part of a model."""
     root, strange, hidden = model.resolve(), [], []
+    named = (f"{body}{path}" for body in ("", "encoder/") for path, _ in _modules(model / body))
+    folders = {*FOLDERS, *named}
     for path in sorted(model.rglob("*")):
         name = path.relative_to(model).as_posix()
         if path.is_symlink() and not path.resolve().is_relative_to(root):
@@ -125,7 +136,7 @@ def _files(model: Path) -> Iterator[Upload]:
             raise InputError(
                 f"{path} can hold a pickle, which runs code where it is read: remove it; our weights are safetensors"
             )
-        if _belongs(name):
+        if _belongs(name, folders):
             yield Upload(name, path.stat().st_size)
         elif any(part.startswith(".") for part in name.split("/")):
             hidden.append(name)
@@ -139,14 +150,12 @@ def _files(model: Path) -> Iterator[Upload]:
         logger.warning("%s: %d hidden files stay here, such as %s", model, len(hidden), hidden[0])
 
 
-def _belongs(name: str) -> bool:
-    """Whether a file of this name is part of a model."""
-    *folders, last = name.split("/")
-    if not all(FOLDERS.fullmatch(folder) for folder in folders):
-        return False
-    if folders and folders[-1] == "onnx":
+def _belongs(name: str, folders: set[str]) -> bool:
+    """Whether a file of this name is part of a model that has these folders."""
+    folder, _, last = name.rpartition("/")
+    if folder == "onnx":
         return EXPORTED.fullmatch(last) is not None
-    return last in TOKENIZER_FILES or NAMES.fullmatch(last) is not None
+    return folder in folders and (last in TOKENIZER_FILES or NAMES.fullmatch(last) is not None)
 
 
 def _check_weights(model: Path, names: set[str]) -> None:
@@ -159,7 +168,7 @@ def _check_weights(model: Path, names: set[str]) -> None:
         needed += ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
         _check_base(model, base)
     else:
-        needed += [f"{body}config.json", *_weight_files(model, body, names), *_module_files(model, body, names)]
+        needed += [f"{body}config.json", *_weight_files(model, body, names), *_module_files(model, body)]
     missing = [name for name in needed if name not in names]
     if not any(f"{body}{name}" in names for name in TOKENIZER_FILES):
         missing.append(f"{body}tokenizer.json")
@@ -190,13 +199,20 @@ def _weight_files(model: Path, body: str, names: set[str]) -> list[str]:
     return sorted({f"{body}{file}" for file in table.values()})
 
 
-def _module_files(model: Path, body: str, names: set[str]) -> list[str]:
-    """The files of what sentence-transformers puts after the transformer (pooling, a linear head)."""
-    file = model / body / "modules.json"
-    modules = json.loads(file.read_text(encoding="utf8")) if f"{body}modules.json" in names else []
-    after = [(str(m.get("path")), str(m.get("type"))) for m in modules if isinstance(m, dict) and m.get("path")]
-    heads = [path for path, kind in after if kind.endswith(".Dense")]
+def _module_files(model: Path, body: str) -> list[str]:
+    """The files of the linear heads that sentence-transformers puts after the transformer."""
+    heads = [path for path, kind in _modules(model / body) if kind.endswith(".Dense")]
     return [f"{body}{path}/{name}" for path in heads for name in ("config.json", "model.safetensors")]
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """(folder, type) of each module that sentence-transformers keeps in a folder of its own."""
+    file = folder / "modules.json"
+    try:
+        told = json.loads(file.read_text(encoding="utf8")) if file.is_file() else []
+        return [(str(m["path"]), str(m["type"])) for m in told if m["path"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError.at(file, None, f"this is no list of modules ({error}): save the model anew") from error
 
 
 def _check_whole(file: Path) -> None:
@@ -261,40 +277,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError.at(path, None, f"expected a table, not {type(content).__name__}: save the model anew")
     return content
-
-
-@contextmanager
-def _told(repo: str) -> Iterator[None]:
-    """Within the block, what the hub or the way to it refuses becomes an error of ours that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        yield
-    except RerankError:
-        raise
-    except HFValidationError as error:
-        raise InputError(f"the hub takes no repository {repo!r}: {error}") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        raise EndpointError(_refusal(repo, status, str(error)), status) from error
-    except ValueError as error:  # of the card's header, which the hub checks before it takes anything
-        raise Mismatch(f"the hub does not take the model: {error}") from error
-    except Exception as error:
-        client = type(error).__module__.split(".")[0]  # the library's HTTP client differs from version to version
-        if not isinstance(error, OSError) and client not in ("httpx", "httpx2", "httpcore", "requests"):
-            raise
-        raise EndpointError(f"the hub cannot be reached: {error}; try again later, nothing is lost") from error
-
-
-def _refusal(repo: str, status: int | None, problem: str) -> str:
-    """What a refusal of the hub means, and what to do."""
-    what = {
-        401: "the token is not known there: run `hf auth login` again, or set HF_TOKEN",
-        403: f"the token may not write to {repo}: take one with write access, or a repository that is yours",
-        404: f"there is no {repo} that this token may see: check the name and the token's rights",
-        409: f"{repo} was changed by somebody else meanwhile: push again",
-        429: "too many requests: wait a few minutes, then push again",
-    }
-    first = next(iter(problem.splitlines()), "")
-    told = what.get(status or 0, "its side failed; try again later" if (status or 0) >= 500 else "see what it says")
-    return f"the hub answered {status}: {told} ({first:.200})"

@@ -23,6 +23,8 @@ from rerank.data.formats import json_lines, numbered_lines
 from rerank.data.rankllm import Requests
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, NotFound
+from rerank.experiment.identity import RETRIEVAL as RETRIEVAL
+from rerank.experiment.identity import model_digest as model_digest
 from rerank.experiment.journal import Ranking
 from rerank.experiment.shards import (
     WHOLE,
@@ -36,8 +38,8 @@ from rerank.experiment.shards import (
     summed,
     write_part,
 )
-from rerank.models.backbones import SETTINGS, backbone_path, load_encoder
-from rerank.models.encoder import VectorStore, named_failures
+from rerank.models.backbones import backbone_path, load_encoder
+from rerank.models.encoder import VectorStore
 from rerank.models.language.generative import AnyPolicy
 from rerank.models.light import LightScorer
 from rerank.models.loading import load_policy
@@ -48,13 +50,6 @@ from rerank.retrieval.first_stage import features_for
 from rerank.types import CandidateList, Collection, Retriever, Run
 
 logger = logging.getLogger("rerank.experiment")
-
-RETRIEVAL = "retrieval.json"
-"""In a model folder: the first stage that the model was trained with."""
-MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".onnx", ".data")
-"""Endings of the files that decide what a model computes: settings, weights, vocabularies."""
-EXPORTED = "onnx"
-"""The folder of exported weights, inside a model's own."""
 
 Build: TypeAlias = Callable[[Retrieval, Collection], list[Retriever]]
 """From settings to the retrievers over a collection."""
@@ -289,30 +284,6 @@ def ranked_alone(
     head = candidates if depth is None else candidates.subset(range(min(depth, len(candidates))))
     served = rerank_lists(policy, [head], name)["served"]
     return with_rest(served, [candidates], name).rankings[candidates.query_id]
-
-
-def model_digest(model: str, backend: str = "torch") -> str:
-    """What tells a model apart: the sha256 of its files in a folder, the commit of a model of the hub."""
-    folder = Path(backbone_path(model))
-    if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
-        base = _base_of(folder)
-        if backend != "onnx":  # an export that comes later leaves the model what it is
-            files = [path for path in files if EXPORTED not in path.relative_to(folder).parts]
-        own = [text for path in files for text in (path.relative_to(folder).as_posix(), sha256_of(path))]
-        return digest_of([*own, model_digest(base)] if base else own)
-    from huggingface_hub import hf_hub_download
-
-    with named_failures(model):
-        return Path(hf_hub_download(model, "config.json")).parent.name
-
-
-def _base_of(folder: Path) -> str | None:
-    """The model beside which the adapters of `folder` stand, if it holds adapters."""
-    file = folder / SETTINGS
-    settings = json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
-    base = settings.get("base") if isinstance(settings, dict) else None
-    return base if isinstance(base, str) and base.strip() else None
 
 
 def retriever_scores(

@@ -116,7 +116,7 @@ def _conclude(
 def _show(work: Workspace, table: Table) -> None:
     """The table on the console, what its arms mean, and what may be said."""
     assert work.log.console is not None  # the caller has looked
-    work.log.console.print(table.to_rich())
+    work.log.console.print(table.to_rich(work.log.console.width))
     for arm, meaning in legend(work.recipe, table.arms).items():
         work.log.say(f"  {arm}: {meaning}")
     work.log.say("")

@@ -165,6 +165,8 @@ def write_part(
         if not (overwrite or 0 < whole == before):  # with all rankings kept, a file without a manifest is theirs
             check_absent(path)
         manifest_path(path).unlink(missing_ok=True)
+        if overwrite:  # so that, interrupted now, it goes on without --overwrite, and no file is in the way
+            path.unlink(missing_ok=True)
         if before:
             logger.warning("%s: %d of %d queries are there already; going on after them", path, before, whole)
         if before < whole:

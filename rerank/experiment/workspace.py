@@ -12,17 +12,20 @@ report.html  model/                  to look at; to use
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TextIO, final
 
 from rerank.errors import InputError, Mismatch
 from rerank.recipe import Recipe
 from rerank.training.log import Log
+
+logger = logging.getLogger("rerank.experiment")
 
 RECIPE = "recipe.toml"
 DATA = "data.json"
@@ -92,36 +95,56 @@ def disclaim(out: Path) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Only one process works in `out`; a lock whose process is gone is taken over."""
+    """Only one process works in `out`; the system takes the lock back when that process ends, however it ends."""
     lock = out / LOCK
-    try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        owner = lock.read_text(encoding="utf8").strip()
-        if owner.isdigit() and _alive(int(owner)):
-            raise InputError(
-                f"process {owner} is working in {out} (its lock is {lock}); wait for it, or choose another --out"
-            ) from None
-        lock.unlink(missing_ok=True)
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    with os.fdopen(handle, "w") as file:
+    with _held(lock) as file:
+        # For the reader of a message alone: an id may be that of another process by now, or of another container.
+        file.truncate(0)
         file.write(str(os.getpid()))
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(PermissionError):  # Windows keeps what is open; a file that is left does no harm
+                lock.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
+def _held(lock: Path) -> TextIO:
+    """The file of that name, which no other process holds."""
+    while True:
+        file = lock.open("a+", encoding="utf8", errors="replace")
+        try:
+            _hold(file)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                owner = file.read().strip()
+            who = f"process {owner}" if owner.isdigit() else "another process"
+            raise InputError(
+                f"{who} is working in {lock.parent} (its lock is {lock}); wait for it, or choose another --out"
+            ) from None
+        except BaseException:
+            file.close()
+            raise
+        # Its owner may have ended, and taken the name away, between our opening and our holding the file.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        file.close()
+
+
+def _hold(file: TextIO) -> None:
+    """Nothing, once the file is ours alone; BlockingIOError where it is another's."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # some network file systems
+        logger.warning("%s cannot be locked (%s): nothing keeps a second process out", file.name, error.strerror)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,23 +7,22 @@
     GET /api/explain      which sentences of a document carry its score
 
 A page of another site may make a browser ask any address: requests that such a page starts are refused
-(Sec-Fetch-Site), and so are those whose Host is a name that is not ours, which is how a name that is bound anew to this
-machine shows itself (DNS rebinding). What is not a question of the list is refused with JSON that says why.
+(Sec-Fetch-Site), and so are those whose Host is not a name and the port that are served, which is how a name that is
+bound anew to this machine shows itself (DNS rebinding), and a page of another port. What is not a question of the list
+is refused with JSON that says why.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import json
 import logging
-import re
 import socket
 import threading
 import time
 import webbrowser
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -43,6 +42,8 @@ PATIENCE = 30.0
 ID_LENGTH = 2000
 """Characters of an id that are read."""
 HERE = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Host that stands for all addresses of this machine -> the one to open the page at."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -72,8 +73,9 @@ def serve(
         if host not in HERE:
             logger.warning("listening on %s: whoever can reach this machine there can read the run's texts", host)
         try:
-            app = app_of(open_session(folder, base, say), (host,))
-            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+            port = listener.getsockname()[1]
+            app = app_of(open_session(folder, base, say), host, port)
+            url = f"http://{_host_of(EVERYWHERE.get(host, host), port)}/"
             say(f"{url}   (Ctrl-C ends it)")
             if open_browser:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
@@ -98,8 +100,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def app_of(session: Session, hosts: Collection[str] = ()) -> FastAPI:
-    """The application; `hosts` are names by which it may be called, beside addresses and `localhost`."""
+def app_of(session: Session, host: str = HERE[0], port: int = 8899) -> FastAPI:
+    """The application, which answers to `host` and to the names of this very machine, at `port` alone."""
     need("fastapi", "serve")
     from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
@@ -109,7 +111,7 @@ def app_of(session: Session, hosts: Collection[str] = ()) -> FastAPI:
     policy = _content_security(page)
     turn = threading.Lock()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(_Guard, hosts=frozenset(host.casefold() for host in hosts))
+    app.add_middleware(_Guard, host=host, port=port)
 
     def answered(work: Callable[[], Any]) -> Any:
         """The answer to one question; one at a time, for the models are shared."""
@@ -152,7 +154,6 @@ def app_of(session: Session, hosts: Collection[str] = ()) -> FastAPI:
     app.add_exception_handler(RerankError, lambda _, error: told(str(error), 500))
     app.add_exception_handler(RequestValidationError, lambda _, error: told(_missing(error), 422))
     app.add_exception_handler(HTTPException, lambda _, error: told(_said(error), getattr(error, "status_code", 400)))
-    app.add_exception_handler(Exception, lambda _, error: told("this failed; the terminal tells more", 500))
     return app
 
 
@@ -225,54 +226,63 @@ def _said(error: Any) -> str:
 class _Guard:
     """Passes on what this machine's own browser asks for this page; adds the headers that every answer has."""
 
-    def __init__(self, app: Any, hosts: frozenset[str]) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: Any, host: str, port: int) -> None:
+        self.app, self.port, self.everywhere = app, port, host in EVERYWHERE
+        self.served = [_host_of(name, port) for name in (EVERYWHERE.get(host, host), *HERE)]
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        begun = False
 
         async def with_headers(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
         problem = self._problem(scope)
-        if problem is None:
-            await self.app(scope, receive, with_headers)
+        if problem is not None:
+            await _refuse(with_headers, problem, 403)
             return
-        body = json.dumps({"error": problem}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await with_headers({"type": "http.response.start", "status": 403, "headers": headers})
-        await with_headers({"type": "http.response.body", "body": body})
+        try:
+            await self.app(scope, receive, with_headers)
+        except Exception as error:  # a fault of ours: where it comes from is for this terminal alone
+            if begun:
+                raise
+            logger.error("%r failed", scope["path"], exc_info=error)
+            await _refuse(with_headers, "this failed; the terminal tells more", 500)
 
     def _problem(self, scope: Mapping[str, Any]) -> str | None:
         """Why a request is refused."""
         headers = [(name.decode("latin1"), value.decode("latin1")) for name, value in scope["headers"]]
         named = [value for name, value in headers if name == "host"]
-        if len(named) != 1 or not _is_ours(named[0], self.hosts):
-            return f"this page is not served under the name {', '.join(named)[:80]!r}: open it by its address"
+        served = self.served
+        if self.everywhere and scope.get("server"):  # the address of this machine at which the request arrived
+            served = [*served, _host_of(str(scope["server"][0]), self.port)]
+        if len(named) != 1 or named[0].casefold() not in served:
+            given = ", ".join(named)[:80]
+            return f"this page is not served under the name {given!r}: open it as http://{self.served[0]}/"
         site = next((value for name, value in headers if name == "sec-fetch-site"), "none")
         if scope["path"].startswith("/api/") and site not in ("none", "same-origin"):
             return "another site asked for this; only the page itself may"
         return None
 
 
-def _is_ours(header: str, hosts: Collection[str]) -> bool:
-    """Whether a Host header is an address, `localhost` or one of `hosts`: a name bound anew is none of these."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d{1,5})?", header)
-    if match is None:
-        return False
-    name = match[1].strip("[]").casefold()
-    if name == "localhost" or name in hosts:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+async def _refuse(send: Callable[[Any], Awaitable[None]], problem: str, status: int) -> None:
+    body = json.dumps({"error": problem}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _host_of(name: str, port: int) -> str:
+    """Host as a browser sends it for that name or address, and as a URL has it."""
+    name = f"[{name}]" if ":" in name else name
+    return f"{name.casefold()}:{port}" if port != 80 else name.casefold()
 
 
 def _content_security(page: str) -> str:

@@ -29,7 +29,10 @@ logger = logging.getLogger("rerank.models")
 MINILM = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SETTINGS = "rerank.json"
-FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.onnx", "*.onnx.data", "README.md")
+FETCHED = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.onnx", "*.onnx.data", "README.md"),
+    *("*.spm", "*.tiktoken", "*.vocab", "*.codes"),
+)
 """Files of a model of ours on the hub; no other file of its repository is fetched."""
 Pooling = Literal["mean", "cls"]
 NO_PICKLE = {"use_safetensors": True}

@@ -202,7 +202,7 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
     active = bool(settings.get("first_stage") and settings["first_stage"]["active"])
     given = ""
     if active:
-        inner = ", ".join(f'"{name}": [...]' for name in settings["first_stage"]["weights"])
+        inner = ", ".join(f'"{name}": [12.5, 3.1]' for name in settings["first_stage"]["weights"])
         given = f", first_stage={{{inner}}}"
     python = (
         "from rerank import Reranker\n\n"

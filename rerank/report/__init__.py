@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rerank.report.changes import Change, Place, changes_from_json, changes_json, largest_changes
+    from rerank.report.changes import Change, Place
     from rerank.report.side_by_side import SideBySide
     from rerank.report.writing import write_report
 
@@ -19,14 +19,11 @@ __all__ = [
     "Change",
     "Place",
     "SideBySide",
-    "changes_from_json",
-    "changes_json",
-    "largest_changes",
     "write_report",
 ]
 
 _HOME = {
-    **dict.fromkeys(("Change", "Place", "changes_from_json", "changes_json", "largest_changes"), "changes"),
+    **dict.fromkeys(("Change", "Place"), "changes"),
     "SideBySide": "side_by_side",
     "write_report": "writing",
 }

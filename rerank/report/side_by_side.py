@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, final
 
 from rerank.errors import InputError, nearest
 from rerank.evaluation.measures import Measure, evaluate, parse_measure
-from rerank.report.changes import Change, Place, beginning, changes_from_json, count_missing_texts, most_moved
+from rerank.report.changes import Change, Place, beginning, count_missing_texts, most_moved
 from rerank.types import Collection, Qrels, Run
 
 logger = logging.getLogger("rerank.evaluation")
@@ -126,9 +126,9 @@ class SideBySide:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SideBySide | None:
-        """What `to_json` or `changes_json` wrote; None of what holds no query."""
-        if "queries" not in content:
-            return _of_changes(changes_from_json(content), content)
+        """What `to_json` wrote; None of what holds no query."""
+        if not content:
+            return None
         try:
             return _read(content)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -169,7 +169,7 @@ def side_by_side(
         if arm not in runs:
             raise InputError(f"there is no arm {arm!r} to compare{nearest(arm, arms)}")
     name = str(parse_measure(measure))
-    values = [evaluate(run, qrels, [name]).per_query[name] for run in runs.values()]
+    values = [evaluate(run, qrels, [name], aloud=False).per_query[name] for run in runs.values()]
     found = [
         Asked(
             query_id,
@@ -205,21 +205,6 @@ def _documents(rankings: Sequence[tuple[str, ...]], grades: Mapping[str, int], s
     ranks = [{doc_id: rank for rank, doc_id in enumerate(ranking, start=1)} for ranking in rankings]
     union = dict.fromkeys(doc_id for ranking in rankings for doc_id in ranking[:shown])
     return tuple(Document(d, grades.get(d), tuple(by_doc.get(d) for by_doc in ranks)) for d in union)
-
-
-def _of_changes(changes: Sequence[Change], content: Mapping[str, Any]) -> SideBySide | None:
-    """The few changes of two arms in the fuller form."""
-    if not changes:
-        return None
-    before, after = str(content.get("before", "before")), str(content.get("after", "after"))
-    queries, texts = [], {}
-    for c in changes:
-        found = {p.doc_id: Document(p.doc_id, p.grade, (p.other_rank, p.rank)) for p in c.after}
-        found |= {p.doc_id: Document(p.doc_id, p.grade, (p.rank, p.other_rank)) for p in c.before}
-        texts.update({p.doc_id: p.text for p in (*c.before, *c.after)})
-        queries.append(Asked(c.query_id, c.query, (c.value_before, c.value_after), tuple(found.values())))
-    shown = max(len(side) for c in changes for side in (c.before, c.after))
-    return SideBySide(changes[0].measure, before, after, (before, after), shown, tuple(queries), texts)
 
 
 def _read(content: Mapping[str, Any]) -> SideBySide | None:
