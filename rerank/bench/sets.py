@@ -1,6 +1,6 @@
 """One set of a suite: collection -> first stages -> models on them -> table, and the files that say that it is done.
 
-    SETS/SET/table.json  changes.json  facts.json     what was found
+    SETS/SET/table.json  changes.json  facts.json  qrels.txt     what was found, and by which judgements
     SETS/SET/done.json                                of what it was made; written last, and only when nothing failed
 
 A set whose `done.json` tells of the same models, first stages and files is read back without its collection. What
@@ -35,7 +35,7 @@ from rerank.bench.plan import (
     published_of,
 )
 from rerank.bench.suites import BenchSet, Published, excluded
-from rerank.data import fingerprint, load_collection, read_qrels
+from rerank.data import fingerprint, load_collection, read_qrels, write_qrels
 from rerank.errors import InputError, Mismatch, RerankError
 from rerank.evaluation.across import Speed
 from rerank.evaluation.measures import evaluate, parse_measure
@@ -220,6 +220,7 @@ def _conclude(
         plan.say(f"{bench_set.name}: note: {note}")
     shown = side_by_side(runs, collection.qrels, collection, plan.measures[0], *_most_telling(plan, table))
     mark_undone(folder)
+    write_qrels(collection.qrels, folder / "qrels.txt")  # of what was measured: other tools give the same figures
     write_json(folder / "changes.json", shown.to_json())
     write_json(folder / "table.json", table.to_json())
     write_json(folder / "facts.json", found.facts())

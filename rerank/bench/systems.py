@@ -8,6 +8,7 @@ scores that it reads come before the clock starts.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -17,9 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, final
 
 from rerank.bench.endpoint import KEY_VARIABLE, HttpReranker
-from rerank.bench.naming import PROBE as PROBE
-from rerank.bench.naming import URL, check_spoken, named_place
-from rerank.bench.naming import check_names as check_names
+from rerank.bench.naming import URL, check_names, check_spoken, named_place
 from rerank.errors import InputError, nearest
 from rerank.experiment.journal import Ranking
 from rerank.experiment.reranking import (
@@ -32,6 +31,7 @@ from rerank.experiment.reranking import (
     retrieval_of,
     with_features,
 )
+from rerank.models.backbones import SETTINGS
 from rerank.models.encoder import VectorStore
 from rerank.models.language.generative import AnyPolicy
 from rerank.models.light import LightScorer
@@ -134,6 +134,11 @@ class System(Protocol):
         """What tells it apart: a digest of a folder's files, the URL and model of an endpoint."""
         ...
 
+    @property
+    def reads(self) -> str:
+        """What it is given beside the texts, in words; that is made before the clock starts."""
+        ...
+
     def prepared(self, lists: Sequence[CandidateList], collection: Collection, first: Run) -> list[CandidateList]:
         """The lists with what it reads beside the texts: first-stage scores."""
         ...
@@ -158,6 +163,16 @@ class LocalModel:
         """The digest of its files, or the commit of a hub model; and how it is loaded."""
         settings = ", ".join(f"{key} {value}" for key, value in self.loading.description().items())
         return f"{self._digest} ({settings})"
+
+    @property
+    def reads(self) -> str:
+        """The first-stage scores that it was trained with, and whether vectors of documents may be ready-made."""
+        file = Path(self.where).expanduser() / SETTINGS
+        settings = json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
+        weights = settings.get("first_stage") or {}
+        told = [f"scores of {', '.join(weights['weights'])}"] if weights.get("active") else []
+        told += ["vectors of documents from a dense index of its encoder"] if settings.get("kind") == "light" else []
+        return "; ".join(told)
 
     def prepared(self, lists: Sequence[CandidateList], collection: Collection, first: Run) -> list[CandidateList]:
         """The lists with the first-stage scores that the model was trained with, if any."""
@@ -216,6 +231,8 @@ class Endpoint:
     def identity(self) -> str:
         """Its URL and the model named there; what runs behind them cannot be known."""
         return self.client.identity()
+
+    reads = ""
 
     def prepared(self, lists: Sequence[CandidateList], collection: Collection, first: Run) -> list[CandidateList]:
         """The lists as they are: an endpoint reads texts alone."""

@@ -216,6 +216,12 @@ class Across:
 
         return csv_lines(self)
 
+    def probes_to_csv(self) -> str:
+        """CSV of the probes: a line for each set, arm and probe."""
+        from rerank.evaluation.exports import probe_lines
+
+        return probe_lines(self)
+
     def to_rich(self, width: int = 80) -> RichTable:
         """A table for a terminal of `width` columns: the primary measure, sets down and arms across where they fit."""
         from rerank.evaluation.terminal import rich_table

@@ -29,6 +29,21 @@ COLUMNS = (
     "p95", "pairs_per_second",
 )  # fmt: skip
 """The columns of the CSV."""
+PROBED = (
+    "probe",
+    "measure",
+    "plain",
+    "perturbed",
+    "drop",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "queries",
+    "left_out",
+    "moved",
+)
+"""And what the CSV of the probes has of each."""
 
 
 def markdown(a: Across) -> str:
@@ -66,6 +81,17 @@ def csv_lines(a: Across) -> str:
         for m in a.measures:
             for row in _csv_rows(arm, m, means[m], queries, a.comparisons):
                 writer.writerow(_numbers([a.suite, MEAN, *row, *[None] * 4]))
+    return out.getvalue()
+
+
+def probe_lines(a: Across) -> str:
+    """What `Across.probes_to_csv` returns: a line for each probe of an arm on a set."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["suite", "set", "arm", *PROBED])
+    for name, arms in a.probes.items():
+        for arm, drops in arms.items():
+            writer.writerows(_numbers([a.suite, name, arm, *(drop.get(key) for key in PROBED)]) for drop in drops)
     return out.getvalue()
 
 

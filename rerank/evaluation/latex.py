@@ -18,6 +18,7 @@ from rerank.evaluation.grid import (
     cost_rows,
     grid,
     notes,
+    probe_rows,
     published_rows,
 )
 from rerank.evaluation.wording import decimal
@@ -39,9 +40,9 @@ _COMMANDS = {
 
 
 def latex(a: Across) -> str:
-    """What `Across.to_latex` returns: a table for each measure, then the differences, ties and speed, published."""
+    """What `Across.to_latex` returns: a table for each measure, then differences, speed, published figures, probes."""
     parts = [r"% \usepackage{booktabs}", *(_measure(a, m) for m in a.measures)]
-    for title, head, rows in (comparison_rows(a), cost_rows(a), published_rows(a)):
+    for title, head, rows in (comparison_rows(a), cost_rows(a), published_rows(a), probe_rows(a)):
         if rows:
             shown = [[escaped(cell) for cell in row] for row in rows]
             parts.append(_table(f"{a.suite}: {title}.", f"{a.suite}-{title}", head, shown))

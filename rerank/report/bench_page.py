@@ -230,20 +230,20 @@ def _probes(results: Across) -> list[Probed]:
 
 
 def _probed(probe: str, told: Sequence[tuple[str, dict[str, Any]]]) -> Probed:
-    """Drops as what a probe changed: to the left of 0 it hurt."""
-    ends = [-float(d[k]) for _, d in told for k in ("drop", "low", "high") if is_number(d.get(k))]
+    """What a probe costs each arm on each set: to the right of 0 it hurts."""
+    ends = [float(d[k]) for _, d in told for k in ("drop", "low", "high") if is_number(d.get(k))]
     axis = round_axis(min([0.0, *ends]), max([0.0, *ends]))
     rows = []
     for name, drop in told:
         if not is_number(drop.get("drop")):
             continue
-        changed = -float(drop["drop"])
-        low, high = (-float(drop[k]) if is_number(drop.get(k)) else changed for k in ("high", "low"))
+        cost = float(drop["drop"])
+        low, high = (float(drop[k]) if is_number(drop.get(k)) else cost for k in ("low", "high"))
         p = next((float(drop[k]) for k in ("p_holm", "p") if is_number(drop.get(k))), float("nan"))
         moved = f", {100 * drop['moved']:.0f} % moved" if is_number(drop.get("moved")) else ""
         measurable = p < 0.05 and (low > 0 or high < 0)
-        places = axis.at(changed), axis.at(low), axis.at(high)
-        rows.append(Interval(name, changed, *places, (), measurable, p_value(p), told=f"p {p_value(p)}{moved}"))
+        places = axis.at(cost), axis.at(low), axis.at(high)
+        rows.append(Interval(name, cost, *places, (), measurable, p_value(p), told=f"p {p_value(p)}{moved}"))
     return Probed(probe, MEANINGS.get(probe, ""), axis, axis.at(0.0), tuple(rows))
 
 
