@@ -7,8 +7,8 @@ benchmarks/peers/plan.py; the data: benchmarks/peers/material.py.
     1. tuning        every arm tries the same learning rates, with seed 0, on held-out training queries of one
                      collection; what it does best with is its rate everywhere
     2. equal steps   every arm, collection and seed: trained, then a part of the official test queries is ranked
-    3. equal time    on one collection: sentence-transformers' arms get as many steps as fit into the time that `refined`
-                     took (processor seconds, medians over the seeds)
+    3. equal time    on one collection: sentence-transformers' arms get as many steps as fit into the time that
+                     `refined` took (processor seconds, medians over the seeds)
 
 Test queries are ranked by one scorer, ours, for all arms; lists whose order no measure can see stay as they are. It
 goes on where it was ended (FOLDER/journal.jsonl); every ranking is in FOLDER/runs. Writes benchmarks/results/peers.json

@@ -5,7 +5,7 @@ Ours
     clone              RankNet on the teacher's orderings
     labels             LambdaRank on the grades
     refined            half of the steps as `clone`, half refinement (exact nDCG@10, log utility, no anchor)
-    refined + first    `refined` with the first stage's scores as a residual; sentence-transformers has no place for them
+    refined + first stage    `refined` with the first stage's scores as a residual, which CrossEncoder has no place for
 
 sentence-transformers' CrossEncoderTrainer, bf16=True where the machine has it, its losses as they come
 
@@ -16,8 +16,9 @@ sentence-transformers' CrossEncoderTrainer, bf16=True where the machine has it, 
     st BCELoss         pairs, grade / highest grade; the negatives are the list's; pos_weight = their ratio, as its
                        documentation has it
 
-Both: AdamW (beta 0.9, 0.98), weight decay .01, clipping at 1, a tenth of the steps warm-up and then linearly to 0,
-dropout as the network has it, the weights of the last step. Time is that of the whole call on our side, from the begin
+Both: AdamW (beta 0.9, 0.98), weight decay .01, clipping at 1, a tenth of the steps warm-up and then linearly to 0 (by
+the same function: transformers' own begins with a step at rate 0, which is much of a short training), dropout as the
+network has it, the weights of the last step. Time is that of the whole call on our side, from the begin
 of the loop to the end of the last step on theirs.
 """
 
@@ -41,6 +42,7 @@ from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.rewards import ndcg
 from rerank.teachers import Judged
 from rerank.training import Clone, Context, Refine
+from rerank.training.optimizing import rate_share
 from rerank.types import CandidateList
 
 from .material import Task
@@ -50,6 +52,7 @@ OURS = ("clone", "labels", "refined")
 THEIRS = ("st LambdaLoss", "st ListNetLoss", "st RankNetLoss", "st MarginMSELoss", "st BCELoss")
 WITH_FIRST_STAGE = "refined + first stage"
 """Trained at the rate that was chosen for `refined`."""
+WARMUP = 0.1
 ARMS = (*OURS, *THEIRS, WITH_FIRST_STAGE)
 
 
@@ -95,6 +98,7 @@ def _own(arm: str, network: Path, given: Task, budget: Budget) -> Learned:
         "list_size": DEPTH,
         "learning_rate": budget.rate,
         "head_learning_rate": HEAD_RATE,
+        "warmup": WARMUP,
         "evaluations": 1,
         "select": "last",
     }
@@ -116,14 +120,13 @@ def _own(arm: str, network: Path, given: Task, budget: Budget) -> Learned:
 
 # -------------------------------------------------------------------------------------------------------------- theirs
 def _peer(arm: str, network: Path, given: Task, budget: Budget) -> Learned:
-    from sentence_transformers.cross_encoder import CrossEncoderTrainer
     from transformers import PrinterCallback
 
     model = peer_model(network, MAX_LENGTH, "cpu")
     rows, rows_a_step, loss = SHAPES[arm](model, given)
     stamps: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        trainer = CrossEncoderTrainer(
+        trainer = _trainer_class()(
             model=model,
             args=_arguments(folder, rows_a_step, budget),
             train_dataset=rows,
@@ -138,6 +141,20 @@ def _peer(arm: str, network: Path, given: Task, budget: Budget) -> Learned:
     return Learned(ScorePolicy(CrossEncoderScorer(model, MAX_LENGTH)), ended - began, stopped - worked)
 
 
+def _trainer_class() -> Any:
+    """CrossEncoderTrainer with our schedule."""
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer
+    from torch.optim.lr_scheduler import LambdaLR
+
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: rate_share(step, num_training_steps, WARMUP)
+        )
+        return self.lr_scheduler
+
+    return type("Trainer", (CrossEncoderTrainer,), {"create_scheduler": create_scheduler})
+
+
 def _arguments(folder: str, rows_a_step: int, budget: Budget) -> Any:
     from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 
@@ -148,8 +165,6 @@ def _arguments(folder: str, rows_a_step: int, budget: Budget) -> Any:
         dataloader_drop_last=True,
         learning_rate=budget.rate,
         learning_rate_mapping={r"^model\.2\.": HEAD_RATE},
-        lr_scheduler_type="linear",
-        warmup_steps=0.1,
         weight_decay=0.01,
         adam_beta2=0.98,
         seed=budget.seed,

@@ -24,7 +24,7 @@ class Plan:
 
     collections: tuple[str, ...] = ("semeval", "scifact", "cosqa")
     seeds: int = 3
-    steps: int = 20
+    steps: int = 16
     rates: tuple[float, ...] = (1e-4, 3e-4)
     tuned_on: str = "semeval"
     dev: int = 50
