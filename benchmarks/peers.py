@@ -93,16 +93,22 @@ def equal_time(network: Path, given: Task, plan: Plan, journal: Journal) -> None
             measure(EQUAL_TIME, arm, network, given, Budget(steps, rate_of(journal, arm), seed), journal)
 
 
-def carry_out(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The results of the whole plan."""
+def carry_out(plan: Plan, folder: Path, train: bool = True) -> dict[str, Any]:
+    """The results of the whole plan; without `train`, of what is finished of it."""
     journal = Journal(folder, plan)
-    network = start(folder / "network")
     tasks = {}
     for name in plan.collections:
         tasks[name] = given = task(name, plan)
         say(f"{name}: {given.facts}")
         for arm, run in ((FIRST, given.test.first_stage), (TEACHER, given.test.teacher)):
             journal.keep(run, name, arm)
+    if train:
+        _train(plan, start(folder / "network"), tasks, journal)
+    qrels = {name: given.test.qrels for name, given in tasks.items()}
+    return results(journal, plan, qrels, {name: given.facts for name, given in tasks.items()})
+
+
+def _train(plan: Plan, network: Path, tasks: dict[str, Task], journal: Journal) -> None:
     for arm in (*OURS, *THEIRS):
         if not journal.of(EQUAL_STEPS, collection=plan.tuned_on, arm=arm, seed=0):
             tune(arm, network, tasks[plan.tuned_on], plan, journal)
@@ -113,14 +119,13 @@ def carry_out(plan: Plan, folder: Path) -> dict[str, Any]:
                 measure(EQUAL_STEPS, arm, network, given, budget, journal)
     for name in plan.timed:
         equal_time(network, tasks[name], plan, journal)
-    qrels = {name: given.test.qrels for name, given in tasks.items()}
-    return results(journal, plan, qrels, {name: given.facts for name, given in tasks.items()})
 
 
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="does it work? two steps, six test queries")
+    parser.add_argument("--conclude", action="store_true", help="train nothing more: tables of what is finished")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--out", type=Path, help="journal and rankings (default: runs/peers, or runs/peers-quick)")
     parser.add_argument("--results", type=Path, help="where the result is written")
@@ -129,7 +134,9 @@ def main() -> None:
         parser.error(f"--threads is at least 1, not {given.threads}")
     torch.set_num_threads(given.threads)
     plan = QUICK if given.quick else FULL
-    found = carry_out(plan, given.out or ROOT / "runs" / ("peers-quick" if given.quick else "peers"))
+    found = carry_out(
+        plan, given.out or ROOT / "runs" / ("peers-quick" if given.quick else "peers"), not given.conclude
+    )
     found["threads"] = given.threads
     tables = found.pop("markdown")
     path = given.results or (None if given.quick else RESULTS / "peers.json")
