@@ -4,8 +4,7 @@ The same lists, network, batches and steps for ours and for CrossEncoderTrainer 
 three collections with three seeds; which arms there are and how each is set: benchmarks/peers/learning.py; the amounts:
 benchmarks/peers/plan.py; the data: benchmarks/peers/material.py.
 
-    1. tuning        every arm tries the same learning rates, with seed 0, on held-out training queries of one
-                     collection; what it does best with is its rate everywhere
+    1. tuning        every arm tries the same learning rates, with seed 0, on held-out training queries
     2. equal steps   every arm, collection and seed: trained, then a part of the official test queries is ranked
     3. equal time    on one collection: sentence-transformers' arms get as many steps as fit into the time that
                      `refined` took (processor seconds, medians over the seeds)
@@ -76,7 +75,7 @@ def tune(arm: str, network: Path, given: Task, plan: Plan, journal: Journal) -> 
 
 def measure(kind: str, arm: str, network: Path, given: Task, budget: Budget, journal: Journal) -> None:
     """Nothing; the arm was trained and has ranked the test queries, if it had not before."""
-    if journal.of(kind, collection=given.name, arm=arm, seed=budget.seed):
+    if journal.of(kind, collection=given.name, arm=arm, **budget._asdict()):
         return
     learned = learn(arm, network, given, budget)
     journal.keep(ranked(learned.policy, given.test, arm), given.name, arm, kind, budget.seed)
@@ -90,7 +89,8 @@ def equal_time(network: Path, given: Task, plan: Plan, journal: Journal) -> None
     for seed in range(plan.seeds):
         for arm in THEIRS:
             steps = max(1, round(plan.steps * cost["refined"] / cost[arm]))
-            measure(EQUAL_TIME, arm, network, given, Budget(steps, rate_of(journal, arm), seed), journal)
+            rate = rate_of(journal, arm, dict(plan.tuned_on)[given.name])
+            measure(EQUAL_TIME, arm, network, given, Budget(steps, rate, seed), journal)
 
 
 def carry_out(plan: Plan, folder: Path, train: bool = True) -> dict[str, Any]:
@@ -109,13 +109,15 @@ def carry_out(plan: Plan, folder: Path, train: bool = True) -> dict[str, Any]:
 
 
 def _train(plan: Plan, network: Path, tasks: dict[str, Task], journal: Journal) -> None:
-    for arm in (*OURS, *THEIRS):
-        if not journal.of(EQUAL_STEPS, collection=plan.tuned_on, arm=arm, seed=0):
-            tune(arm, network, tasks[plan.tuned_on], plan, journal)
+    tuned_on = dict(plan.tuned_on)
+    for name in dict.fromkeys(tuned_on[name] for name in tasks):
+        for arm in (*OURS, *THEIRS):
+            if not journal.of(TUNING, collection=name, arm=arm):
+                tune(arm, network, tasks[name], plan, journal)
     for seed in range(plan.seeds):
-        for given in tasks.values():
+        for name, given in tasks.items():
             for arm in ARMS:
-                budget = Budget(plan.steps, rate_of(journal, arm), seed)
+                budget = Budget(plan.steps, rate_of(journal, arm, tuned_on[name]), seed)
                 measure(EQUAL_STEPS, arm, network, given, budget, journal)
     for name in plan.timed:
         equal_time(network, tasks[name], plan, journal)

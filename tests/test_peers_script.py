@@ -172,5 +172,14 @@ def test_the_rate_is_the_one_that_dev_liked_best(parts, tmp_path):
         book.add(
             journal.TUNING, "semeval", "refined", learning.Budget(2, rate, 0), learning.Learned(None, 1, 1), dev=dev
         )
-    assert parts["concluding"].rate_of(book, "refined") == 3e-4
-    assert parts["concluding"].rate_of(book, learning.WITH_FIRST_STAGE) == 3e-4  # has none of its own
+    book.add(journal.TUNING, "scifact", "refined", learning.Budget(2, 1e-3, 0), learning.Learned(None, 1, 1), dev=0.9)
+    assert parts["concluding"].rate_of(book, "refined", "semeval") == 3e-4
+    assert parts["concluding"].rate_of(book, learning.WITH_FIRST_STAGE, "semeval") == 3e-4  # has none of its own
+
+
+def test_a_training_repeated_at_another_rate_counts_once(parts, tmp_path):
+    journal, learning = parts["journal"], parts["learning"]
+    book = journal.Journal(tmp_path, parts["plan"].QUICK)
+    for rate in (1e-4, 3e-4):
+        book.add(journal.EQUAL_STEPS, "semeval", "clone", learning.Budget(2, rate, 0), learning.Learned(None, 1, 1))
+    assert [e["rate"] for e in book.of(journal.EQUAL_STEPS, collection="semeval")] == [3e-4]

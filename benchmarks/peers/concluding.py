@@ -60,7 +60,11 @@ def results(journal: Journal, plan: Plan, qrels: Mapping[str, Qrels], facts: Map
             "seeds": plan.seeds,
         },
         "collections": dict(facts),
-        "rates": {"tried": list(plan.rates), "on": f"{plan.tuned_on}, dev, seed 0", "dev nDCG@10": _tried(journal)},
+        "rates": {
+            "tried": list(plan.rates),
+            "chosen with seed 0 on the dev queries of": dict(plan.tuned_on),
+            "dev nDCG@10": {name: _tried(journal, name) for name in dict.fromkeys(dict(plan.tuned_on).values())},
+        },
         "left out": LEFT_OUT,
         "step": {name: costs(journal, name) for name in qrels},
         "equal steps": {name: _told(table) for name, table in tables.items()},
@@ -85,15 +89,17 @@ def costs(journal: Journal, collection: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def rate_of(journal: Journal, arm: str) -> float:
-    """The learning rate that dev chose; the first of equals."""
-    tried = journal.of(TUNING, arm="refined" if arm == WITH_FIRST_STAGE else arm)
+def rate_of(journal: Journal, arm: str, collection: str) -> float:
+    """The learning rate that the dev queries of a collection chose; the first of equals."""
+    tried = journal.of(TUNING, collection=collection, arm="refined" if arm == WITH_FIRST_STAGE else arm)
     return float(max(tried, key=lambda e: e["dev"])["rate"])
 
 
-def _tried(journal: Journal) -> dict[str, dict[str, float]]:
-    arms = (*OURS, *THEIRS)
-    return {arm: {str(e["rate"]): round(e["dev"], 4) for e in journal.of(TUNING, arm=arm)} for arm in arms}
+def _tried(journal: Journal, collection: str) -> dict[str, dict[str, float]]:
+    return {
+        arm: {str(e["rate"]): round(e["dev"], 4) for e in journal.of(TUNING, collection=collection, arm=arm)}
+        for arm in (*OURS, *THEIRS)
+    }
 
 
 def _steps(journal: Journal, collection: str) -> dict[str, int]:

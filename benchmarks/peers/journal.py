@@ -36,10 +36,9 @@ class Journal:
             self._lines.write_text(f"{whole}\n" if whole else "", encoding="utf8")
 
     def of(self, kind: str, **wanted: object) -> list[dict[str, Any]]:
-        """The entries of one kind with these values."""
-        return [
-            e for e in self.entries if e["kind"] == kind and all(e[name] == value for name, value in wanted.items())
-        ]
+        """The entries of one kind with these values; of a training that was repeated at another rate, the last."""
+        last = {_what(e): e for e in self.entries if e["kind"] == kind}
+        return [e for e in last.values() if all(e[name] == value for name, value in wanted.items())]
 
     def add(self, kind: str, collection: str, arm: str, budget: Budget, learned: Learned, **facts: object) -> None:
         """Nothing; the line is on disk."""
@@ -62,3 +61,8 @@ class Journal:
     def _path(self, collection: str, arm: str, kind: str, seed: int | None) -> Path:
         suffix = "" if seed is None else f".seed-{seed}"
         return self.folder / "runs" / kind.replace(" ", "-") / collection / f"{arm.replace(' ', '-')}{suffix}.trec"
+
+
+def _what(entry: dict[str, Any]) -> tuple[object, ...]:
+    """What tells a training apart from others of its kind; in tuning also its rate."""
+    return entry["collection"], entry["arm"], entry["seed"], entry["rate"] if entry["kind"] == TUNING else None

@@ -26,7 +26,9 @@ class Plan:
     seeds: int = 3
     steps: int = 16
     rates: tuple[float, ...] = (1e-4, 3e-4)
-    tuned_on: str = "semeval"
+    tuned_on: tuple[tuple[str, str], ...] = (("semeval", "semeval"), ("scifact", "scifact"), ("cosqa", "scifact"))
+    """Collection, and the one whose dev queries its rates are chosen on: cosqa's lists hold one relevant candidate, as
+    scifact's do."""
     dev: int = 50
     """Held-out training queries that rates are chosen on."""
     test: int = 100
