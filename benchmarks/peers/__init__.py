@@ -1,0 +1,1 @@
+"""The parts of `python benchmarks/peers.py`: plan, material, learning, journal, concluding."""
