@@ -114,7 +114,34 @@ def bench() -> str:
     return lines_of(["set, queries", *arms], [*rows, [f"mean over {len(results['counted'])} sets", *means]])
 
 
-TABLES: dict[str, Callable[[], str]] = {"head": head, "bench": bench}
+def peers() -> str:
+    """Training beside sentence-transformers: the same lists, steps and backbone; the seconds of a step beside it."""
+    found = result("peers")
+    tables = found["equal steps"]
+    titles = {
+        "semeval": "forum answers",
+        "scifact": "SciFact",
+        "cosqa": "code search (CoSQA)",
+        "all collections": "all",
+    }
+    first = next(iter(tables.values()))
+    costs = found["step"]["semeval"]
+
+    def shown(name: str, arm: str) -> str:
+        cell = tables[name]["arms"].get(arm)
+        return "" if cell is None else with_spread(cell[tables[name]["measures"][0]])
+
+    def cost(arm: str) -> str:
+        return f"{costs[arm]['processor_seconds']:.2f}" if arm in costs else ""
+
+    rows = [
+        [re.sub("^st ", "theirs: ", arm), *(shown(name, arm) for name in titles), cost(arm)] for arm in first["arms"]
+    ]
+    heads = [f"{title}, {tables[name]['queries']} queries" for name, title in titles.items()]
+    return lines_of(["arm", *heads, "s a step"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"head": head, "bench": bench, "peers": peers}
 
 
 def written(text: str) -> str:

@@ -21,7 +21,7 @@ from rerank.bench import sets as sets_module
 from rerank.bench.first_stages import first_stage_choices
 from rerank.bench.measuring import recorded, speed_of, tie_rate_of
 from rerank.bench.systems import ModelChoice
-from rerank.data import load_collection, read_run
+from rerank.data import load_collection, read_qrels, read_run
 from rerank.errors import InputError, NotFound, Unfinished
 from rerank.evaluation.across import Across
 from rerank.evaluation.measures import evaluate
@@ -586,8 +586,17 @@ def test_the_folder_holds_all_that_one_would_quote(measured, tmp_path):
         "changes.json",
         "done.json",
         "facts.json",
+        "qrels.txt",
         "table.json",
     }
+    written = evaluate(
+        read_run(out / "sets" / "one" / "bm25" / "plain.trec"),
+        read_qrels(out / "sets" / "one" / "qrels.txt"),
+        ["nDCG@10"],
+    )
+    here = json_of(out / "results.json")["sets"]["one"]["arms"]["plain on bm25"]["nDCG@10"]["mean"]
+    assert written.mean["nDCG@10"] == pytest.approx(here, abs=1e-12)
+    assert "rerank bench small" in (out / "results.md").read_text(encoding="utf8")
     assert "plain on bm25" in (out / "results.md").read_text(encoding="utf8")
 
 

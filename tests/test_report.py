@@ -590,7 +590,7 @@ def test_a_bench_is_told_from_its_verdict_to_each_of_its_sets(tmp_path):
         assert expected in page.text
 
 
-def test_the_forest_of_a_bench_holds_each_set_under_the_mean_and_a_drop_points_left(tmp_path):
+def test_the_forest_of_a_bench_holds_each_set_under_the_mean_and_a_drop_points_right(tmp_path):
     found = bench_folder(tmp_path)
     page = bench_page(tmp_path)
     light, wide = page["forests"]
@@ -598,8 +598,8 @@ def test_the_forest_of_a_bench_holds_each_set_under_the_mean_and_a_drop_points_l
     assert [row.arm for row in wide.rows] == ["mean over sets", "alpha", "beta"]
     assert [row.difference for row in light.rows[1:]] == [found.by_set[name][0].difference for name in SETS]
     [probe] = page["probes"]
-    assert [row.difference for row in probe.rows] == [-0.05] * 3 and probe.rows[0].x < probe.zero
-    assert probe.rows[0].left < probe.rows[0].x < probe.rows[0].right <= probe.zero
+    assert [row.difference for row in probe.rows] == [0.05] * 3 and probe.rows[0].x > probe.zero
+    assert probe.zero <= probe.rows[0].left < probe.rows[0].x < probe.rows[0].right
 
 
 def test_a_hostile_bench_stays_text_and_leads_nowhere(tmp_path):

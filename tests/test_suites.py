@@ -356,6 +356,17 @@ def test_a_wrong_bench_toml_is_an_error_that_names_the_file_and_the_field(tmp_pa
         described(tmp_path, text)
 
 
+def test_the_bench_toml_of_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "bench.md").read_text(encoding="utf8")
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    beir_folder(tmp_path / "forum")
+    (tmp_path / "bench.toml").write_text(text, encoding="utf8")
+    suite = suite_named(f"local:{tmp_path}")
+    [forum] = suite.sets
+    assert suite.measures == ("nDCG@10", "R@100") and forum.language == "german" and forum.judged_pool
+    assert forum.published[0].value == 0.512
+
+
 def test_a_bench_toml_that_is_not_utf_8_is_an_error(tmp_path):
     beir_folder(tmp_path / "a")
     (tmp_path / "bench.toml").write_bytes(b'note = "\xff"')

@@ -144,8 +144,9 @@ def _unfinished(suite: Suite, failures: Sequence[Failure], out: Path) -> str:
 def _by_problem(failures: Sequence[Failure]) -> list[str]:
     """One line for each kind of problem: the first of its kind whole, the others by name."""
     kinds: dict[str, list[Failure]] = {}
+    sets = "|".join(re.escape(name) for name in {failure.set for failure in failures})
     for failure in failures:
-        words = re.sub(r"'[^']*'|\d+", "", failure.problem.replace(failure.set, ""))
+        words = re.sub(rf"'[^']*'|\d+|\b({sets})\b", "", failure.problem)
         kinds.setdefault(words[:100], []).append(failure)
     lines = []
     for first, *others in kinds.values():
