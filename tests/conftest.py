@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # one core for each of two workers
 settings.register_profile("rerank", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("rerank")
 

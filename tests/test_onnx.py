@@ -225,12 +225,13 @@ def test_a_model_that_was_trained_on_after_its_export_is_refused(exported, tmp_p
         onnx_of(folder)
 
 
-def test_a_model_that_was_not_exported_says_what_to_type(tiny_bert, tmp_path):
+def test_a_model_that_was_not_exported_says_what_to_type(tiny_bert, tmp_path, monkeypatch):
     folder = write_modular(tiny_bert, tmp_path)
     with pytest.raises(NotFound, match=r"no .*model\.onnx; write it with: rerank export .* --to onnx$"):
         onnx_of(folder)
     with pytest.raises(NotFound, match=r"no .*model_int8\.onnx; write it with: rerank export .* --to onnx --int8$"):
         onnx_of(folder, precision="int8")
+    monkeypatch.setattr("rerank.models.backbones._fetched", lambda name: name)  # a model of the hub that is not ours
     with pytest.raises(NotFound, match=r"rerank export some/name --to onnx --out FOLDER"):
         onnx_of("some/name")
 

@@ -94,7 +94,7 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_packages_and_no_other
             expected.add(name if top == "rerank" else f"rerank/{top}/{rest}")
     assert inside == expected
     assert {"rerank/py.typed", "rerank/rewards/ranking.py", "rerank/teachers/judged.py"} <= inside
-    assert {Path(name).suffix for name in inside} == {".py", ".toml", ".j2", ".typed"}
+    assert {Path(name).suffix for name in inside} == {".py", ".toml", ".j2", ".html", ".typed"}
 
 
 def test_the_installed_package_ignores_a_users_files_of_the_same_names(wheel, tmp_path):
