@@ -101,7 +101,7 @@ class Silent:
     """An endpoint that is asked no more: runs of it that are whole can be read."""
 
     def __init__(self, system: System, where: str) -> None:
-        self.name, self._system, self._where = system.name, system, where
+        self.name, self.reads, self._system, self._where = system.name, system.reads, system, where
 
     def identity(self) -> str:
         """The endpoint's."""
