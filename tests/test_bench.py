@@ -18,9 +18,9 @@ from rerank_stub import RerankStub
 import rerank
 from rerank.bench import BenchSet, Published, Suite, bench, model_choices, suite_named
 from rerank.bench import sets as sets_module
-from rerank.bench.first_stages import first_stage_choices
+from rerank.bench.first_stages import Retrievers, first_stage_choices
 from rerank.bench.measuring import recorded, speed_of, tie_rate_of
-from rerank.bench.systems import ModelChoice
+from rerank.bench.systems import ModelChoice, system_of
 from rerank.data import load_collection, read_qrels, read_run
 from rerank.errors import InputError, NotFound, Unfinished
 from rerank.evaluation.across import Across
@@ -35,6 +35,7 @@ from rerank.models.light import LightScorer
 from rerank.models.loading import save_policy
 from rerank.models.policy import FirstStageWeights, ScorePolicy
 from rerank.recipe import Retrieval
+from rerank.types import CandidateList
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 FLOAT32 = Loading(device="cpu", precision="float32")
@@ -544,6 +545,27 @@ def test_probes_are_kept_as_runs_and_their_drops_are_in_the_table(measured, tmp_
     assert "first-stage" not in {row["probe"] for row in found.probes["one"]["plain on dense"]}
     kept = {path.name for path in (tmp_path / "out" / "sets" / "one" / "bm25").glob("*.probe-*.trec")}
     assert kept == {f"plain.probe-{name}.trec" for name in names if name != "first-stage"}
+
+
+def test_a_model_that_reads_scores_is_given_those_of_the_query_and_the_documents_that_a_probe_shows(
+    models, suite, tiny_bert, tmp_path
+):
+    one = suite.sets[0]
+    collection = load_collection(f"{one.base / one.name}#test")
+    (bm25,) = Retrievers(tmp_path)(Retrieval(retrievers=("bm25",)), collection)
+    run = bm25.retrieve(collection.queries, 6)
+    query_id, ranking = next((q, r) for q, r in run.rankings.items() if len(r) > 3)
+    added = next(d for d in collection.documents if d not in dict(ranking))
+    shown = CandidateList(
+        query_id, "bread", (ranking[0][0], added), (collection.documents[ranking[0][0]], collection.documents[added])
+    )
+    asked = replace(collection, queries={**collection.queries, query_id: "bread"})
+    model = system_of(ModelChoice("m", models["featured"]), FLOAT32, Retrievers(tmp_path, FLOAT32))
+    (prepared,) = model.prepared([shown], asked, run)
+    assert prepared.features["bm25"] == pytest.approx(bm25.score("bread", shown.doc_ids))
+    assert np.isfinite(prepared.features["dense"]).all()
+    # What the first stage did not find has no score of the first stage.
+    assert prepared.features["first stage"][0] == ranking[0][1] and np.isnan(prepared.features["first stage"][1])
 
 
 def test_a_probe_that_can_change_no_query_has_no_drop(measured, suite):

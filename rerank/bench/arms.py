@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -113,13 +113,15 @@ def _probed(work: Lists, system: System, arm: Arm, probe: str, seed: int) -> Run
     if not changed:
         return None
     by_id = {c.query_id: c for c in changed}
+    # A model that reads retrievers' scores is given those of the query and the documents that it is shown.
+    asked = replace(work.collection, queries={**work.collection.queries, **{c.query_id: c.query for c in changed}})
 
     def ranks(remaining: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
-        # First-stage scores are those of the query as it was, and NaN of documents that the first stage did not find.
-        chosen = system.prepared([by_id[query_id] for query_id in remaining], work.collection, work.first.run)
+        chosen = system.prepared([by_id[query_id] for query_id in remaining], asked, work.first.run)
         return ((query_id, ranking) for query_id, ranking, _ in system.ranked(chosen))
 
-    return _kept(work, system, work.path(system.name, probe), changed, ranks, {"probe": probe, "seed": seed})
+    told = {"probe": probe, "seed": seed, "scores": "of the perturbed list"}
+    return _kept(work, system, work.path(system.name, probe), changed, ranks, told)
 
 
 def _kept(

@@ -9,6 +9,7 @@ scores that it reads come before the clock starts.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -175,8 +176,11 @@ class LocalModel:
         return "; ".join(told)
 
     def prepared(self, lists: Sequence[CandidateList], collection: Collection, first: Run) -> list[CandidateList]:
-        """The lists with the first-stage scores that the model was trained with, if any."""
-        own = Run({c.query_id: first.rankings[c.query_id] for c in lists}, first.name)
+        """The lists with the first-stage scores that the model was trained with, if any.
+
+        A document that a probe added has its retrievers' scores, but none of the first stage itself (NaN).
+        """
+        own = Run({c.query_id: _with_added(first.rankings[c.query_id], c.doc_ids) for c in lists}, first.name)
         self._index = self._index_of(collection)
         return with_features(self.policy, self.where, collection, own, lists, self._build)
 
@@ -218,6 +222,12 @@ class LocalModel:
     @cached_property
     def _digest(self) -> str:
         return model_digest(self.where, self.loading.backend)
+
+
+def _with_added(ranking: Ranking, doc_ids: Sequence[str]) -> Ranking:
+    """The ranking, and below it those of the documents that it does not have."""
+    there = {doc_id for doc_id, _ in ranking}
+    return (*ranking, *((doc_id, math.nan) for doc_id in doc_ids if doc_id not in there))
 
 
 @final

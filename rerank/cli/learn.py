@@ -159,15 +159,19 @@ def keys() -> None:
 
 def _next_steps(folder: Path, model_name: str) -> None:
     model = folder / "model" / model_name
-    console.print(f"\nThe report:     {folder / 'report.html'}", highlight=False)
-    console.print(f"The model:      {model}", highlight=False)
-    console.print(f'Use it:         rerank rank {model} --query "..." --documents texts.txt', highlight=False)
     settings = model / "rerank.json"
-    if settings.is_file() and '"active": true' in settings.read_text(encoding="utf8"):
-        # Texts alone have no first-stage scores, without which such a model ranks by its plain part.
-        console.print(
-            f"Better, a run:  rerank rank {model} --collection COLLECTION --run RUN --out RERANKED", highlight=False
-        )
-    console.print(
-        f'In Python:      Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)', highlight=False
-    )
+    # Texts alone have no first-stage scores, without which such a model ranks by its plain part.
+    reads = settings.is_file() and '"active": true' in settings.read_text(encoding="utf8")
+    run = {"Better, a run:": f"rerank rank {model} --collection COLLECTION --run RUN --out RERANKED"} if reads else {}
+    lines = {
+        "The report:": str(folder / "report.html"),
+        "The model:": str(model),
+        "Look around:": f"rerank explore {folder}",
+        "Use it:": f'rerank rank {model} --query "..." --documents texts.txt',
+        **run,
+        "Beside others:": f"rerank bench local:FOLDER --model {model} --model OTHER",
+        "In Python:": f'Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)',
+    }
+    console.print()
+    for what, how in lines.items():
+        console.print(f"{what:15} {how}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@
     distract     documents of other queries' lists are added at the end, none of them relevant to the query
     n-1          the model's first relevant document is taken away, judgement and all: does the rest keep its order?
     first-stage  the same queries with the candidates of another first stage (lists that the caller brings)
-    typos        two keyboard slips in each query; its candidates stay
+    typos        two keyboard slips in each query; its candidates stay (their scores by retrievers are the caller's)
 
 Everything is keyed by seed and query id: the same lists give the same probe, in any order and any part of them. A
 query that a probe cannot change is left out of both sides, and counted.
