@@ -10,6 +10,7 @@ import time
 
 import pytest
 from rerank_stub import RerankStub
+from typer.testing import CliRunner
 
 from rerank import cli
 from rerank.bench import BenchSet, Suite, bench, model_choices, suite_named
@@ -389,3 +390,16 @@ def test_a_server_that_hangs_is_told_of_while_it_does(caplog):
         assert time.monotonic() - began < 5
     (told,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert "no usable answer at attempt 1 of 6; asking again in 0.0 s, for about 1 s at most" in told.getMessage()
+
+
+def test_all_probes_are_those_that_the_first_stages_allow(tmp_path, monkeypatch):
+    asked = []
+    (tmp_path / "one" / "qrels").mkdir(parents=True)
+    (tmp_path / "one" / "corpus.jsonl").write_text('{"_id": "d", "text": "bread"}\n')
+    (tmp_path / "one" / "queries.jsonl").write_text('{"_id": "q", "text": "bread"}\n')
+    (tmp_path / "one" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    monkeypatch.setattr("rerank.bench.running.bench", lambda *given, **settings: asked.append(settings["probes"]))
+    for stages in ([], ["-f", "bm25", "-f", "dense"]):
+        arguments = ["bench", f"local:{tmp_path}", "--probe", "all", *stages, "--out", str(tmp_path / "out")]
+        assert CliRunner().invoke(cli.app, arguments, catch_exceptions=False).exit_code == 0
+    assert "first-stage" not in asked[0] and len(asked[0]) == 4 and len(asked[1]) == 5

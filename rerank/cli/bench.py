@@ -49,7 +49,8 @@ def bench(
         list[str], typer.Option("--measure", help="In place of the suite's; the first is the one that is tested.")
     ] = [],
     probe: Annotated[
-        list[str], typer.Option("--probe", "-p", help="shuffle, distract, n-1, first-stage, typos, or all.")
+        list[str],
+        typer.Option("--probe", "-p", help="shuffle, distract, n-1, typos, first-stage (of two), or all."),
     ] = [],
     depth: Annotated[int, typer.Option(min=1, help="Candidates a query.")] = 100,
     limit: Annotated[int | None, typer.Option(min=1, help="Queries of each set, chosen by their ids.")] = None,
@@ -76,7 +77,9 @@ def bench(
     from rerank.evaluation.probes import PROBES
     from rerank.experiment.reranking import Loading
 
-    wanted = [one for name in probe for one in (PROBES if name == "all" else (name,))]
+    # Another first stage's candidates can be shown only where there is another first stage.
+    every = [name for name in PROBES if name != "first-stage" or len(first_stage) > 1]
+    wanted = [one for name in probe for one in (every if name == "all" else (name,))]
     chosen = suite_named(suite, only, judged_pool)
     folder = out or Path("runs") / f"bench-{chosen.name.replace(':', '-').replace('/', '-')}"
     loading = Loading(device, precision, max_length, backend, window, windowing, document_tokens)
