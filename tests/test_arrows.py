@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"rerank": ROOT / "rerank", "rerank.rewards": ROOT / "rewards", "rerank.teachers": ROOT / "teachers"}
 
-FOUNDATION = {"types", "errors"}
+FOUNDATION = {"types", "errors", "digests", "lazily"}
 PURE = FOUNDATION | {"lists", "plackett_luce", "randomness"}
 
 # part of rerank -> the other parts that it may import. A part is a folder or a file of the package; the way up is
@@ -18,6 +18,8 @@ PURE = FOUNDATION | {"lists", "plackett_luce", "randomness"}
 ARROWS = {
     "types": set(),
     "errors": set(),
+    "digests": set(),
+    "lazily": set(),
     "randomness": set(),
     "plackett_luce": FOUNDATION,
     "lists": FOUNDATION,

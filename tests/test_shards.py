@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 
 from rerank import cli
 from rerank.data import read_run
+from rerank.digests import sha256_of, summed
 from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.experiment import reranking, shards
 from rerank.experiment.journal import Journal
 from rerank.experiment.merging import merge_parts
 from rerank.experiment.reranking import Loading, model_digest, rerank_requests, rerank_run
 from rerank.experiment.retrieving import retrieve_run
-from rerank.experiment.shards import WHOLE, Portion, Shard, sha256_of, summed, write_part
+from rerank.experiment.shards import WHOLE, Portion, Shard, write_part
 from rerank.models.backbones import load_cross_encoder, load_encoder
 from rerank.models.light import LightScorer
 from rerank.models.loading import save_policy

@@ -21,10 +21,11 @@ from rerank.bench.measuring import recorded, speed_of, tie_rate_of
 from rerank.bench.naming import PROBE
 from rerank.bench.systems import System
 from rerank.data import candidate_lists, read_run
+from rerank.digests import digest_of, sha256_of, summed
 from rerank.evaluation.across import Speed
 from rerank.evaluation.probes import Drop, drop_of, perturbed
 from rerank.experiment.journal import Ranking
-from rerank.experiment.shards import WHOLE, Portion, check_columns, digest_of, sha256_of, summed, write_part
+from rerank.experiment.shards import WHOLE, Portion, check_columns, write_part
 from rerank.types import CandidateList, Collection, Run
 
 ELSEWHERE = "first-stage"

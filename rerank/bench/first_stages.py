@@ -21,10 +21,11 @@ from rerank.bench.naming import FIRST, check_names, named_place
 from rerank.bench.systems import check_loading
 from rerank.composition import retrievers_of
 from rerank.data import read_run
+from rerank.digests import digest_of, sha256_of
 from rerank.errors import InputError, Mismatch, NotFound, nearest
 from rerank.experiment.lists import judged_candidates
 from rerank.experiment.reranking import AUTOMATIC, Loading, model_digest
-from rerank.experiment.shards import WHOLE, Portion, digest_of, sha256_of, write_part
+from rerank.experiment.shards import WHOLE, Portion, write_part
 from rerank.models.backbones import load_encoder
 from rerank.models.encoder import VectorStore
 from rerank.recipe import Retrieval

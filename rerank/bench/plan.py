@@ -23,6 +23,7 @@ from rerank.bench.first_stages import FirstStageChoice, Retrievers
 from rerank.bench.naming import FIRST, PROBE
 from rerank.bench.suites import BenchSet, Published
 from rerank.bench.systems import System
+from rerank.digests import digest_of, sha256_of
 from rerank.errors import EndpointError, InputError, RerankError
 from rerank.evaluation.across import Speed
 from rerank.evaluation.comparison import finite, number
@@ -30,7 +31,6 @@ from rerank.evaluation.measures import parse_measure
 from rerank.evaluation.probes import Drop
 from rerank.evaluation.tables import Table
 from rerank.experiment.journal import Ranking
-from rerank.experiment.shards import digest_of, sha256_of
 from rerank.experiment.workspace import write_json
 from rerank.recipe import Retrieval
 from rerank.types import CandidateList, Collection, Run

@@ -36,12 +36,12 @@ from rerank.bench.plan import (
 )
 from rerank.bench.suites import BenchSet, Published, excluded
 from rerank.data import fingerprint, load_collection, read_qrels, write_qrels
+from rerank.digests import digest_of
 from rerank.errors import InputError, Mismatch, RerankError
 from rerank.evaluation.across import Speed
 from rerank.evaluation.measures import evaluate, parse_measure
 from rerank.evaluation.tables import Table, compare
 from rerank.experiment.lists import limited
-from rerank.experiment.shards import digest_of
 from rerank.experiment.workspace import write_json
 from rerank.report.side_by_side import side_by_side
 from rerank.types import Collection, Run

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rerank.digests import digest_of, sha256_of
 from rerank.errors import DataError
-from rerank.experiment.shards import digest_of, sha256_of
 from rerank.models.backbones import SETTINGS, backbone_path
 from rerank.models.encoder import named_failures
 

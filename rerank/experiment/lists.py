@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rerank.composition import FIRST_STAGE, retrievers_of
 from rerank.data import candidate_lists, check_disjoint, fingerprint, hold_out, load_collection, read_run
+from rerank.digests import sha256_of
 from rerank.engine.processes import is_main
 from rerank.errors import InputError, Mismatch
 from rerank.experiment.workspace import DATA, Workspace, write_json
@@ -95,7 +95,7 @@ def _same_data(work: Workspace, facts: dict[str, Any]) -> None:
     """Write down what the run is made of; a resumed run must be made of the same."""
     data = work.recipe.data
     paths = {path for source in (*data.train, data.test) for path in (source.run, *source.teachers) if path}
-    files = {path: hashlib.sha256((work.recipe.base / path).read_bytes()).hexdigest()[:16] for path in sorted(paths)}
+    files = {path: sha256_of(work.recipe.base / path)[:16] for path in sorted(paths)}
     found = {"collections": {name: fact["fingerprint"] for name, fact in facts.items()}, "files": files}
     written = work.out / DATA
     if work.resume and written.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from rerank.data.formats import numbered_lines, write_lines
+from rerank.digests import summed
 from rerank.errors import InputError, Mismatch, NotFound
 from rerank.experiment.journal import differences
 from rerank.experiment.shards import (
@@ -20,7 +21,6 @@ from rerank.experiment.shards import (
     check_bytes,
     manifest_path,
     read_manifest,
-    summed,
     write_manifest,
 )
 

@@ -21,23 +21,13 @@ from rerank.data import candidate_lists, load_collection, read_run, write_run
 from rerank.data.collection import shared_queries
 from rerank.data.formats import json_lines, numbered_lines
 from rerank.data.rankllm import Requests
+from rerank.digests import digest_of, sha256_of, summed
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import DataError, InputError, NotFound
 from rerank.experiment.identity import RETRIEVAL as RETRIEVAL
 from rerank.experiment.identity import model_digest as model_digest
 from rerank.experiment.journal import Ranking
-from rerank.experiment.shards import (
-    WHOLE,
-    Part,
-    Portion,
-    Shard,
-    Write,
-    check_columns,
-    digest_of,
-    sha256_of,
-    summed,
-    write_part,
-)
+from rerank.experiment.shards import WHOLE, Part, Portion, Shard, Write, check_columns, write_part
 from rerank.models.backbones import backbone_path, load_encoder
 from rerank.models.encoder import VectorStore
 from rerank.models.language.generative import AnyPolicy

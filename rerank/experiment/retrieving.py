@@ -12,10 +12,11 @@ from rich.console import Console
 
 from rerank.composition import retrievers_of
 from rerank.data import fingerprint, load_collection
+from rerank.digests import digest_of, summed
 from rerank.errors import InputError
 from rerank.experiment.journal import Ranking
 from rerank.experiment.reranking import AUTOMATIC, Loading, model_digest
-from rerank.experiment.shards import WHOLE, Part, Portion, Shard, digest_of, summed, write_part
+from rerank.experiment.shards import WHOLE, Part, Portion, Shard, write_part
 from rerank.models.backbones import load_encoder
 from rerank.recipe import Retrieval
 from rerank.retrieval.dense import Dense

@@ -11,7 +11,6 @@ in ways that do not depend on their neighbours, so that the union has the very b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -30,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rerank.data import write_run
 from rerank.data.formats import is_unicode, write_lines
+from rerank.digests import sha256_of
 from rerank.errors import DataError, InputError, Mismatch, NotFound
 from rerank.experiment.journal import Journal, Ranking, differences
 from rerank.types import Run
@@ -45,29 +45,6 @@ Ranks: TypeAlias = Callable[[Sequence[str]], Iterator[tuple[str, Ranking]]]
 """From query ids to (query id, ranking), in their order."""
 Write: TypeAlias = Callable[[Run, Path], None]
 """Writes the rankings of a part."""
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def digest_of(texts: Iterable[str]) -> str:
-    """The sha256, in hex, of texts in their order; no two different sequences are taken for one another."""
-    digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
-
-
-def summed(digests: Iterable[str]) -> str:
-    """One digest of many, whatever their order: the parts' digests, summed, are that of the whole."""
-    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"
 
 
 @final

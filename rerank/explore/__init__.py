@@ -5,7 +5,9 @@ Needs the extra `serve`. Nothing leaves the machine: the page is one file, and t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rerank.lazily import lazily
 
 if TYPE_CHECKING:
     from rerank.explore.app import app_of, serve
@@ -13,14 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "app_of", "open_session", "serve"]
 
+_HOME = {"Session": "session", "app_of": "app", "open_session": "session", "serve": "app"}
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("app_of", "serve"):
-        from rerank.explore import app
-
-        return getattr(app, name)
-    from rerank.explore import session
-
-    return getattr(session, name)
+__getattr__, __dir__ = lazily(__name__, __all__, _HOME)

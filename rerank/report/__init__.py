@@ -7,8 +7,9 @@ Importing this package loads nothing heavy; each name loads its module when it i
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rerank.lazily import lazily
 
 if TYPE_CHECKING:
     from rerank.report.changes import Change, Place
@@ -28,12 +29,4 @@ _HOME = {
     "write_report": "writing",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, __all__, _HOME)

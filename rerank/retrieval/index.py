@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rerank.digests import sha256_of
 from rerank.errors import InputError, Mismatch, NotFound
 
 MANIFEST = "manifest.json"
@@ -71,7 +72,7 @@ def documents_hash(documents: Mapping[str, str]) -> str:
 
 def write_manifest(folder: Path, kind: str, settings: Mapping[str, Any], documents: str) -> None:
     """Nothing; writes the sha256 of each file in `folder`. It comes last: without a manifest a folder is no index."""
-    files = {p.name: _file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
+    files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
     manifest = {"format": _FORMAT, "kind": kind, "settings": dict(settings), "documents": documents, "files": files}
     fresh = folder / (MANIFEST + ".tmp")
     fresh.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -92,7 +93,7 @@ def read_manifest(folder: Path, kind: str, documents: Mapping[str, str]) -> dict
     if found != (_FORMAT, kind):
         raise Mismatch(f"{path}: format and kind are {found}, expected {(_FORMAT, kind)}: build the index again")
     for name, digest in files.items():
-        if not (folder / name).is_file() or _file_hash(folder / name) != digest:
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise Mismatch(f"{folder / name} is missing or differs from what was saved: build the index again")
     if theirs != documents_hash(documents):
         raise Mismatch(
@@ -108,11 +109,3 @@ def empty_folder(folder: Path | str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     return folder
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

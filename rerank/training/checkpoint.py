@@ -7,7 +7,6 @@ Tensors are safetensors, everything else JSON.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rerank.digests import sha256_of
 from rerank.errors import Mismatch, TrainingError
 from rerank.training.sharding import as_divided, whole
 
@@ -48,7 +48,7 @@ def save_checkpoint(root: Path, step: int, checkpoint: Checkpoint) -> Path:
         for name, group in checkpoint.tensors.items():
             save_file({k: v.detach().contiguous().cpu() for k, v in group.items()}, draft / f"{name}.safetensors")
         (draft / "state.json").write_text(json.dumps(checkpoint.state), encoding="utf8")
-        files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+        files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
         for name in files:
             _fsync(draft / name)
         (draft / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}), encoding="utf8")
@@ -106,17 +106,9 @@ def _problem(folder: Path) -> str | None:
     for name, digest in files.items():
         if not (folder / name).exists():
             return f"{name} is missing"
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             return f"{name} is damaged"
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:
