@@ -197,6 +197,12 @@ class Reranker:
             return False
         return True
 
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; lets the model forget the texts it remembers, where they hold more than `beyond` bytes."""
+        forget = getattr(self.policy.scorer, "forget", None)
+        if forget is not None:
+            forget(beyond)
+
     def _logits(self, lists: Sequence[CandidateList]) -> Tensor:
         """The scorer's own logits [n] of each candidate of each list, in order."""
         lists = [candidates for candidates in lists if len(candidates)]

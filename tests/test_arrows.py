@@ -14,7 +14,7 @@ PURE = FOUNDATION | {"lists", "plackett_luce", "randomness"}
 
 # part of rerank -> the other parts that it may import. A part is a folder or a file of the package; the way up is
 # types, errors < lists, plackett_luce < objective, engine < models < training < recipe < composition < experiment
-# < bench, explore < cli
+# < bench, explore < cli; models < reranker < serving, integrations < cli
 ARROWS = {
     "types": set(),
     "errors": set(),
@@ -46,15 +46,19 @@ ARROWS = {
     "experiment.teaching": PURE | {"composition", "data", "engine", "experiment", "recipe", "teachers"},
     "experiment.keys": FOUNDATION | {"models", "prompting", "recipe", "teachers", "training"},
     "http": FOUNDATION,
+    "listening": FOUNDATION,
     "bench": PURE
     | {"composition", "data", "evaluation", "experiment", "http", "models", "recipe", "report", "reranker"}
     | {"retrieval", "toml"},
     "explore": PURE
-    | {"composition", "data", "evaluation", "experiment", "models", "recipe", "reranker", "retrieval", "training"},
+    | {"composition", "data", "evaluation", "experiment", "listening", "models", "recipe", "reranker", "retrieval"}
+    | {"training"},
     "integrations": FOUNDATION | {"reranker"},
+    "integrations.sentence_transformers": PURE | {"objective", "rewards", "models"},
+    "serving": FOUNDATION | {"engine", "listening", "models", "reranker"},
     "cli": FOUNDATION
     | {"bench", "composition", "data", "evaluation", "experiment", "explore", "models", "recipe", "retrieval"}
-    | {"report", "reranker", "toml"},
+    | {"report", "reranker", "serving", "toml"},
     "testing": FOUNDATION | {"lists", "objective", "plackett_luce"},
     "__init__": {"types", "data", "evaluation", "recipe", "reranker", "experiment"},
     "__main__": {"cli"},

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.logging import RichHandler
 
-from rerank.cli import bench, learn, measure, rank, share  # noqa: F401 - each adds its commands
+from rerank.cli import bench, learn, measure, rank, serve, share  # noqa: F401 - each adds its commands
 from rerank.cli.terminal import app, errors, escaped
 from rerank.errors import RerankError, Unfinished
 

@@ -14,16 +14,12 @@ is refused with JSON that says why.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import logging
-import socket
 import threading
 import time
 import webbrowser
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rerank.errors import InputError, RerankError, need
 from rerank.explore.answers import answer_json, stretches_json
 from rerank.explore.session import QUERY_LENGTH, Session, open_session
+from rerank.listening import EVERYWHERE, HERE, content_security, host_of, listening
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,9 +38,6 @@ PATIENCE = 30.0
 """Seconds that a question waits for the one before it."""
 ID_LENGTH = 2000
 """Characters of an id that are read."""
-HERE = ("127.0.0.1", "localhost", "::1")
-EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Host that stands for all addresses of this machine -> the one to open the page at."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -69,13 +63,13 @@ def serve(
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    with _listening(host, port) as listener:  # a port that is taken is told before anything is loaded
+    with listening(host, port) as listener:  # a port that is taken is told before anything is loaded
         if host not in HERE:
             logger.warning("listening on %s: whoever can reach this machine there can read the run's texts", host)
         try:
             port = listener.getsockname()[1]
             app = app_of(open_session(folder, base, say), host, port)
-            url = f"http://{_host_of(EVERYWHERE.get(host, host), port)}/"
+            url = f"http://{host_of(EVERYWHERE.get(host, host), port)}/"
             say(f"{url}   (Ctrl-C ends it)")
             if open_browser:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
@@ -83,21 +77,6 @@ def serve(
             uvicorn.Server(settings).run(sockets=[listener])
         except KeyboardInterrupt:
             say("ended")
-
-
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens at the address."""
-    if not 0 <= port <= 65535:
-        raise InputError(f"port {port} is none: give one from 1 to 65535, or 0 for a free one")
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}, port {port} ({error.strerror or error}): give another port, or 0 for a free one"
-        ) from error
-    with listener:
-        yield listener
 
 
 def app_of(session: Session, host: str = HERE[0], port: int = 8899) -> FastAPI:
@@ -108,7 +87,7 @@ def app_of(session: Session, host: str = HERE[0], port: int = 8899) -> FastAPI:
     from starlette.exceptions import HTTPException
 
     page = files("rerank.explore").joinpath("page.html").read_text(encoding="utf8")
-    policy = _content_security(page)
+    policy = content_security(page)
     turn = threading.Lock()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(_Guard, host=host, port=port)
@@ -228,7 +207,7 @@ class _Guard:
 
     def __init__(self, app: Any, host: str, port: int) -> None:
         self.app, self.port, self.everywhere = app, port, host in EVERYWHERE
-        self.served = [_host_of(name, port) for name in (EVERYWHERE.get(host, host), *HERE)]
+        self.served = [host_of(name, port) for name in (EVERYWHERE.get(host, host), *HERE)]
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         if scope["type"] != "http":
@@ -262,7 +241,7 @@ class _Guard:
         named = [value for name, value in headers if name == "host"]
         served = self.served
         if self.everywhere and scope.get("server"):  # the address of this machine at which the request arrived
-            served = [*served, _host_of(str(scope["server"][0]), self.port)]
+            served = [*served, host_of(str(scope["server"][0]), self.port)]
         if len(named) != 1 or named[0].casefold() not in served:
             given = ", ".join(named)[:80]
             return f"this page is not served under the name {given!r}: open it as http://{self.served[0]}/"
@@ -278,22 +257,3 @@ async def _refuse(send: Callable[[Any], Awaitable[None]], problem: str, status: 
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
-
-def _host_of(name: str, port: int) -> str:
-    """Host as a browser sends it for that name or address, and as a URL has it."""
-    name = f"[{name}]" if ":" in name else name
-    return f"{name.casefold()}:{port}" if port != 80 else name.casefold()
-
-
-def _content_security(page: str) -> str:
-    """The policy of the page: its own style and script, named by their hashes, and answers of this server alone."""
-    style, script = (_hash(page, tag) for tag in ("style", "script"))
-    return (
-        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def _hash(page: str, tag: str) -> str:
-    inner = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from rerank.errors import RerankError
 
@@ -35,7 +35,9 @@ class Question:
     """What was given and had no effect."""
 
 
-class Hit(NamedTuple):
+@final
+@dataclass(frozen=True)
+class Hit:
     """One document of an answer."""
 
     index: int
@@ -58,6 +60,10 @@ class Answer:
     created: int
     """Seconds since 1970."""
     warnings: tuple[str, ...] = ()
+    waited: float = 0.0
+    """Seconds in the queue."""
+    scoring: float = 0.0
+    """Seconds of the turns in which the model read it."""
 
 
 @final

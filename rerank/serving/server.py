@@ -1,0 +1,158 @@
+"""`rerank serve`: listen, load, answer, and end without losing a question.
+
+The port is taken and answers (503, loading) before the models are there. SIGTERM ends the server when every question
+that was taken has its answer; new ones are refused (503) meanwhile, and a second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rerank.errors import InputError, RerankError, need
+from rerank.listening import EVERYWHERE, HERE, host_of, listening
+from rerank.serving.limits import Limits
+from rerank.serving.shelf import Shelf, aliases_of, named
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+logger = logging.getLogger("rerank.serving")
+
+PAUSE = 0.05
+"""Seconds between two looks at whether all is answered."""
+KEY_LENGTH = 16
+"""Characters of a key, at least."""
+
+
+def serve(
+    models: Sequence[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Sequence[str] = (),
+    insecure: bool = False,
+    aliases: Sequence[str] = (),
+    limits: Limits | None = None,
+    loading: Mapping[str, Any] | None = None,
+    turn_tokens: int | None = None,
+    at_most: int | None = None,
+    drain: float = 30.0,
+) -> None:
+    """Nothing, once a signal ends it; until then the models can be asked at http://HOST:PORT.
+
+    `models`: folders or hub ids, `NAME=MODEL` each or alone; the first answers where a request names none. `keys`: one
+    of them has to come with every question; an address that others can reach needs one, or `insecure`. `aliases`:
+    `OTHER=NAME`, `*=NAME` for every other name. `loading`: arguments of `Reranker.from_pretrained`. `turn_tokens` and
+    `at_most`: tokens, and questions, that a model reads at once. `drain`: seconds that questions have to be answered in
+    after SIGTERM. Port 0 takes a free one.
+    """
+    need("fastapi", "serve")
+    need("uvicorn", "serve")
+    need("prometheus_client", "serve")
+    if not models:
+        raise InputError("give a model to serve: a folder or a hub id")
+    _check_keys(keys, host, insecure)
+    listed = [named(model) for model in models]
+    shelf = Shelf(listed, aliases_of(aliases, listed), limits or Limits(), loading, turn_tokens, at_most)
+    with listening(host, port) as listener:
+        port = listener.getsockname()[1]
+        _run(shelf, listener, f"http://{host_of(EVERYWHERE.get(host, host), port)}", keys, drain)
+
+
+def _check_keys(keys: Sequence[str], host: str, insecure: bool) -> None:
+    for key in keys:
+        if len(key) < KEY_LENGTH or not key.isascii() or not key.isprintable() or key.strip() != key or " " in key:
+            raise InputError(
+                f"a key has at least {KEY_LENGTH} letters, digits and signs of ASCII, without blanks: this one has "
+                f"{len(key)}, or others (python -c 'import secrets; print(secrets.token_urlsafe(32))' makes a good one)"
+            )
+    if host not in HERE and not keys and not insecure:
+        raise InputError(
+            f"--host {host} lets others reach this server, and it asks for no key: give --key-file or --key-env, or "
+            "--insecure where something else keeps strangers out"
+        )
+
+
+def _run(shelf: Shelf, listener: socket.socket, url: str, keys: Sequence[str], drain: float) -> None:
+    """Load beside the server that already answers; an error of loading ends it and is raised."""
+    from rich.console import Console
+
+    from rerank.serving.app import app_of
+
+    console = Console()
+    failures: list[BaseException] = []
+    server = _server_of(app_of(shelf, keys), shelf, drain)
+
+    def load() -> None:
+        try:
+            shelf.fill()
+        except BaseException as error:  # it is raised again below, by the main thread
+            failures.append(error)
+            server.should_exit = True
+            return
+        for name, desk in shelf.desks.items():
+            console.print(f"{name}: {desk.reranker}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{url}   a page to try it; {url}/docs for programs (Ctrl-C ends it)",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    threading.Thread(target=load, name="loading", daemon=True).start()
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        console.print("ended")
+    finally:
+        shelf.close(0.0 if server.force_exit else drain)
+    if failures:
+        raise (
+            failures[0]
+            if isinstance(failures[0], RerankError | OSError)
+            else InputError(f"a model could not be loaded: {failures[0]}")
+        ) from failures[0]
+
+
+def _server_of(app: Any, shelf: Shelf, drain: float) -> Server:
+    import uvicorn
+
+    from rerank.serving.protocol import patient
+
+    class Draining(uvicorn.Server):
+        """A server that answers what it has taken before it ends."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self._captured_signals.append(sig)
+            if shelf.draining or not shelf.desks:
+                self.should_exit = self.force_exit = True
+                return
+            shelf.draining = True
+            logger.warning("%s: answering what was asked, then ending", signal.Signals(sig).name)
+            threading.Thread(target=self._end_when_idle, daemon=True).start()
+
+        def _end_when_idle(self) -> None:
+            until = time.monotonic() + drain
+            while not shelf.idle and time.monotonic() < until:
+                time.sleep(PAUSE)
+            self.should_exit = True
+
+    return Draining(
+        uvicorn.Config(
+            app,
+            http=patient(shelf.limits.body_seconds),
+            ws="none",
+            lifespan="off",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(drain)),
+            timeout_keep_alive=30,
+        )
+    )
