@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"rerank": ROOT / "rerank", "rerank.rewards": ROOT / "rewards", "rerank.teachers": ROOT / "teachers"}
 
-FOUNDATION = {"types", "errors", "digests", "lazily"}
+FOUNDATION = {"types", "errors", "digests", "lazily", "ties"}
 PURE = FOUNDATION | {"lists", "plackett_luce", "randomness"}
 
 # part of rerank -> the other parts that it may import. A part is a folder or a file of the package; the way up is
@@ -20,6 +20,7 @@ ARROWS = {
     "errors": set(),
     "digests": set(),
     "lazily": set(),
+    "ties": {"errors"},
     "randomness": set(),
     "plackett_luce": FOUNDATION,
     "lists": FOUNDATION,
@@ -154,6 +155,7 @@ def test_rewards_and_teachers_are_imported_by_the_composition_root_and_the_few_t
     }
     assert importers == {
         ("rewards", "rerank.composition"),
+        ("rewards", "rerank.integrations.sentence_transformers"),  # names become objects there for others' trainers
         ("teachers", "rerank.composition"),
         ("teachers", "rerank.experiment.keys"),
         ("teachers", "rerank.experiment.teaching"),

@@ -325,7 +325,9 @@ def test_a_body_that_never_ends_is_answered_408(served):
     assert alive(port)
 
 
-@pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST /rerank twice HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "raw", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST /rerank twice HTTP/1.1\r\n\r\n"]
+)
 def test_what_is_no_http_is_refused_in_json(raw, served):
     port, _ = served
     answer = said_to(port, raw)

@@ -20,6 +20,11 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
 SETUPTOOLS = SETTINGS["tool"]["setuptools"]
 
 
+NAMESPACE = "haystack_integrations/components/rankers/rerank"
+"""Where the wheel has what the checkout has in `IN_CHECKOUT`."""
+IN_CHECKOUT = "rerank/integrations/haystack_namespace"
+
+
 def files_of_the_checkout():
     """The files that git tracks or would track; in a copy without git, all files of the shipped folders."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -35,8 +40,9 @@ def folders_with_code():
     found = {}
     for top in SHIPPED:
         for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
-            name = ".".join(folder.relative_to(ROOT).parts)
-            found[name if top == "rerank" else f"rerank.{name}"] = folder
+            place = folder.relative_to(ROOT).as_posix().replace(IN_CHECKOUT, NAMESPACE)
+            name = place.replace("/", ".")
+            found[f"rerank.{name}" if top in ("rewards", "teachers") else name] = folder
     return found
 
 
@@ -77,21 +83,21 @@ def wheel(tmp_path_factory):
     return built
 
 
-def test_the_wheel_has_one_top_level_name_beside_its_metadata(wheel):
+def test_the_wheel_has_one_top_level_name_beside_its_metadata_and_haystacks_namespace(wheel):
     with zipfile.ZipFile(wheel) as archive:
         top = {name.split("/")[0] for name in archive.namelist()}
     project = SETTINGS["project"]
-    assert top == {"rerank", f"{project['name']}-{project['version']}.dist-info"}
+    assert top == {"rerank", "haystack_integrations", f"{project['name']}-{project['version']}.dist-info"}
 
 
 def test_the_wheel_holds_every_module_and_data_file_of_the_packages_and_no_other(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        inside = {name for name in archive.namelist() if name.startswith("rerank/")}
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = set()
     for name in files_of_the_checkout():
         top, _, rest = name.partition("/")
         if top in SHIPPED and Path(name).suffix in (".py", ".toml", ".j2", ".html", ".typed"):
-            expected.add(name if top == "rerank" else f"rerank/{top}/{rest}")
+            expected.add(name.replace(IN_CHECKOUT, NAMESPACE) if top == "rerank" else f"rerank/{top}/{rest}")
     assert inside == expected
     assert {"rerank/py.typed", "rerank/rewards/ranking.py", "rerank/teachers/judged.py"} <= inside
     assert {Path(name).suffix for name in inside} == {".py", ".toml", ".j2", ".html", ".typed"}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rerank.data.formats import is_unicode, log, numbered_lines, read_rankllm, write_lines
 from rerank.errors import DataError, InputError
+from rerank.ties import apart
 from rerank.types import Qrels, Run
 
 _HEADER_ENDS = {"score", "rel", "relevance", "grade", "label"}
@@ -163,7 +164,7 @@ def write_run(run: Run, path: Path | str) -> None:
         _writable(query_id, "query id")
         if len({doc_id for doc_id, _ in ranking}) != len(ranking):
             raise InputError(f"query {query_id!r} of run {run.name!r} ranks a document twice; rank each once")
-        scores = _decreasing([score for _, score in ranking], f"query {query_id!r} of run {run.name!r}")
+        scores = apart([score for _, score in ranking], f"query {query_id!r} of run {run.name!r}")
         nudged += sum(new != old for new, (_, old) in zip(scores, ranking, strict=True))
         for rank, ((doc_id, _), score) in enumerate(zip(ranking, scores, strict=True), start=1):
             lines.append(f"{query_id} Q0 {_writable(doc_id, 'doc id')} {rank} {score!r} {tag}")
@@ -183,24 +184,6 @@ def _writable(key: str, what: str) -> str:
         problem = f"{what} {key!r} cannot be a column of a TREC file"
         raise InputError(f"{problem}; allowed: one word of Unicode text that does not begin with '#'")
     return key
-
-
-def _decreasing(scores: Sequence[float], where: str) -> list[float]:
-    """The scores, each that is not below its predecessor in float32 replaced by the next float32 below it."""
-    import numpy as np
-
-    lowest = np.float32(-np.inf)
-    before = np.float32(np.inf)
-    written: list[float] = []
-    for score in scores:
-        with np.errstate(over="ignore"):
-            rounded = np.float32(score)
-        keep = bool(rounded < before)
-        before = rounded if keep else np.nextafter(before, lowest)
-        if not np.isfinite(rounded) or not np.isfinite(before):
-            raise InputError(f"{where}: score {score!r} is not a finite float32; give finite scores below 3.4e38")
-        written.append(float(score) if keep else float(before))
-    return written
 
 
 def write_qrels(qrels: Qrels, path: Path | str) -> None:

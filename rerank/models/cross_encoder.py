@@ -88,6 +88,10 @@ class CrossEncoderScorer(nn.Module):
         """One item for each (query, document) pair."""
         return self.pairs.encode_pairs(pairs)
 
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; forgets the texts where they hold more than `beyond` bytes. Items that are there stay good."""
+        self.pairs.forget(beyond)
+
     def logits(self, items: Sequence[PairItem]) -> Tensor:
         """Logits [n] of one micro-batch, in float32."""
         with autocast(self.device, compute_dtype(self.precision, self.device)):

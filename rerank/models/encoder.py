@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from rerank.errors import InputError, NotFound, RerankError
+from rerank.errors import InputError, Mismatch, NotFound, RerankError
+from rerank.models.texts import size_of_key
 from rerank.types import Encoder
 
 if TYPE_CHECKING:
@@ -120,21 +122,38 @@ class SentenceEncoder:
 
 @final
 class VectorStore:
-    """An encoder that remembers: each distinct text is encoded once, and vectors of an index can be put in."""
+    """An encoder that remembers: each distinct text is encoded once, and vectors of an index can be put in.
+
+    Rows are numbers that count on: those of vectors that were forgotten are never given to others.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self._row: dict[str, int] = {}
-        self._matrix = np.zeros((0, 0), dtype=np.float32)
+        self._matrix = np.zeros((0, 0), dtype=np.float32)  # the rows that are there come first, then room for more
+        self._first = 0
+        self._texts = 0
+        self._lock = threading.RLock()  # several threads may rank with one model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VectorStore:
         """The store itself: copies of a policy share it, for nothing in it is trained."""
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
     @property
     def fingerprint(self) -> str:
         """The encoder's."""
         return self.encoder.fingerprint
+
+    @property
+    def held(self) -> int:
+        """Bytes that are remembered now."""
+        return self._texts + int(self._matrix.nbytes)
 
     def save(self, folder: Path) -> None:
         """Write the encoder, without what it remembers."""
@@ -143,32 +162,63 @@ class VectorStore:
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        if not self._row:
+        if not self._matrix.shape[1]:
             self.rows(["size"])
         return int(self._matrix.shape[1])
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Remember vectors [n, dim] that the same encoder gave elsewhere."""
-        fresh = {text: i for i, text in reversed(list(enumerate(texts))) if text not in self._row}
-        rows = np.ascontiguousarray(vectors[list(fresh.values())], dtype=np.float32)
-        start = len(self._row)
-        self._row.update((text, start + n) for n, text in enumerate(fresh))
-        self._matrix = rows if start == 0 else np.concatenate([self._matrix, rows])
+        with self._lock:
+            fresh = {text: i for i, text in reversed(list(enumerate(texts))) if text not in self._row}
+            rows = np.ascontiguousarray(vectors[list(fresh.values())], dtype=np.float32)
+            start = len(self._row)
+            self._matrix = _with_rows(self._matrix, start, rows)
+            self._row.update((text, self._first + start + n) for n, text in enumerate(fresh))
+            self._texts += sum(map(size_of_key, fresh))
+
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; where more than `beyond` bytes are held, all vectors are forgotten, and their rows mean nothing."""
+        with self._lock:
+            if self.held > beyond:
+                self._first += len(self._row)
+                self._matrix, self._row, self._texts = self._matrix[:0].copy(), {}, 0
 
     def rows(self, texts: Sequence[str]) -> list[int]:
         """The row of each text in the store; unseen texts are encoded in one go."""
-        new = sorted({text for text in texts if text not in self._row})
-        if new:
-            self.add(new, np.asarray(self.encoder.encode(new)))
-        return [self._row[text] for text in texts]
+        with self._lock:
+            new = sorted({text for text in texts if text not in self._row})
+            if new:
+                self.add(new, np.asarray(self.encoder.encode(new)))
+            return [self._row[text] for text in texts]
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
-        """Vectors [n, dim] of rows."""
-        return self._matrix[np.asarray(rows, dtype=np.int64)]
+        """Vectors [n, dim] of rows; Mismatch where the store has forgotten one of them."""
+        with self._lock:
+            wanted, matrix = np.asarray(rows, dtype=np.int64) - self._first, self._matrix[: len(self._row)]
+        if wanted.size and wanted.min() < 0:
+            raise Mismatch("these vectors were forgotten since their texts were encoded: encode the texts again")
+        return matrix[wanted]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [len(texts), dim] of unit length."""
-        return self.vectors(self.rows(texts))
+        with self._lock:
+            return self.vectors(self.rows(texts))
+
+
+def _with_rows(matrix: np.ndarray, start: int, rows: np.ndarray) -> np.ndarray:
+    """The matrix with `rows` from row `start` on; one with room for more where there is too little."""
+    if start == 0:
+        return rows
+    if rows.shape[1] != matrix.shape[1]:
+        raise Mismatch(f"vectors have {rows.shape[1]} numbers, and those of the store {matrix.shape[1]}: another model")
+    end = start + len(rows)
+    if end > len(matrix):
+        # By halves, so that a store that is added to for weeks copies each vector a few times, not at every request.
+        larger = np.empty((max(end, start + start // 2), matrix.shape[1]), dtype=np.float32)
+        larger[:start] = matrix[:start]
+        matrix = larger
+    matrix[start:end] = rows
+    return matrix
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -2,6 +2,11 @@
 
     inputs     input_ids, attention_mask, token_type_ids (where the model takes them), int64 [batch, length]
     output     logits, float32 [batch, 1], without activation
+               last_hidden_state, float32 [batch, length, width], where modules follow the transformer
+
+sentence-transformers runs an exported transformer and then its own modules: of a model with such modules (pooling, a
+linear layer) it reads the second output, of any other one the first. So both backends run the same file. Where modules
+look at the first token alone, the second output has no other.
 
 The network is written as onnxruntime runs it best on a CPU: attention is that runtime's own kernel (an attention
 function of ours, registered with transformers, stands for it), the rest plain operators that it fuses by itself. Where
@@ -34,6 +39,7 @@ from rerank.models.loading import load_policy, save_policy
 from rerank.models.onnx import (
     EXTRA,
     FILES,
+    LOGITS,
     NUMBERS,
     POSSIBLE,
     WEIGHTS,
@@ -48,6 +54,8 @@ logger = logging.getLogger("rerank.models")
 
 IN_COMPANY = 0.5
 """How far a logit may be from that of the same pair in a larger batch; int8 activations are scaled by batch."""
+HIDDEN = "last_hidden_state"
+"""What optimum calls a transformer's own output."""
 ATTENTION = "rerank_onnx"
 FIRST = "_rerank_first_token_alone"
 """Marks the attention of which only the first token's result is read."""
@@ -116,14 +124,16 @@ def _probes(pairs: PairTokenizer) -> list[PairItem]:
 
 
 class _Graph(nn.Module):
-    """The network as a function from the inputs, by place, to the logits."""
+    """The network as a function from the inputs, by place, to the outputs, of which the logits are the first."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[str]) -> None:
+    def __init__(self, model: Any, inputs: Sequence[str]) -> None:
         super().__init__()
         self.model, self.inputs = model, tuple(inputs)
+        self.outputs = (LOGITS,) if len(model) == 1 else (LOGITS, HIDDEN)
 
-    def forward(self, *values: Tensor) -> Tensor:
-        return self.model(dict(zip(self.inputs, values, strict=True)))["scores"].float()
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(dict(zip(self.inputs, values, strict=True)))
+        return tuple(found[name].float() for name in ("scores", "token_embeddings")[: len(self.outputs)])
 
 
 class _FirstToken(nn.Module):
@@ -147,7 +157,7 @@ def _write_float(
         try:
             graph = _prepared(scorer, tuple(features), attention, first)
             with _quiet(), torch.no_grad():
-                if not _close(graph(*features.values()).numpy(), wanted):
+                if not _close(graph(*features.values())[0].numpy(), wanted):
                     continue
                 _export(graph, features, file, known)
             found = _logits(file, scorer.pairs, items)
@@ -245,7 +255,7 @@ def _export(graph: _Graph, features: dict[str, Tensor], file: Path, known: dict[
         some,
         dynamo=True,
         input_names=list(features),
-        output_names=["logits"],
+        output_names=list(graph.outputs),
         dynamic_shapes=(tuple(dict(axes) for _ in features),),
         opset_version=OPSET,
         verbose=False,

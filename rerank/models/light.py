@@ -63,6 +63,10 @@ class LightScorer(nn.Module):
             at += 1 + len(c)
         return items
 
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; forgets the vectors where they hold more than `beyond` bytes. Items that are there are lost."""
+        self.store.forget(beyond)
+
     def logits(self, items: Sequence[LightItem]) -> Tensor:
         """Logits [n] of one micro-batch."""
         q = torch.from_numpy(self.store.vectors([item.query for item in items])).to(self.device)

@@ -29,6 +29,8 @@ logger = logging.getLogger("rerank.models")
 EXTRA = "onnx"
 FILES = {"float32": Path("onnx/model.onnx"), "int8": Path("onnx/model_int8.onnx")}
 """Precision -> file within a model's folder, laid out as sentence-transformers and optimum do."""
+LOGITS = "logits"
+"""The output that is read here; models with modules after the transformer have another one, for others."""
 POSSIBLE, WEIGHTS, NUMBERS = "rerank.max_seq_length", "rerank.weights", "rerank.precision"
 """What an exported file knows about its model: the tokens that it can read, the fingerprint of its weights."""
 AT_ONCE = 512
@@ -116,6 +118,10 @@ class OnnxScorer(nn.Module):
         """One item for each (query, document) pair."""
         return self.pairs.encode_pairs(pairs)
 
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; forgets the texts where they hold more than `beyond` bytes. Items that are there stay good."""
+        self.pairs.forget(beyond)
+
     def logits(self, items: Sequence[PairItem]) -> Tensor:
         """Logits [n] of one micro-batch, in float32."""
         at_once = AT_ONCE if self.device.type == "cpu" else sum(map(len, items)) * len(items)
@@ -151,7 +157,7 @@ def open_session(file: Path, device: torch.device | str = "cpu") -> Any:
 def run_session(session: Any, features: Mapping[str, Tensor]) -> np.ndarray:
     """Logits, float32 [R], of padded rows; the session takes those features that it knows."""
     given = {node.name: features[node.name].numpy() for node in session.get_inputs()}
-    (logits,) = session.run(None, given)
+    (logits,) = session.run([LOGITS], given)
     return logits.astype(np.float32, copy=False).reshape(-1)
 
 

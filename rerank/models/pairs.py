@@ -34,10 +34,34 @@ class PairItem(NamedTuple):
     windows: tuple[bytes, ...]
     """The document: whole, cut, or window by window."""
     n_special: int
+    read: int = 0
+    """Tokens of the document that several windows read together; where there is one, it says so itself."""
 
     def __len__(self) -> int:
         fixed = len(self.query) // ID.itemsize + self.n_special
         return sum(fixed + len(window) // ID.itemsize for window in self.windows)
+
+    def cut(self, tokens: int) -> PairItem:
+        """The pair whose document ends after `tokens` tokens; itself where the document is no longer than that."""
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+            raise InputError(f"a document is cut to a whole number of tokens of at least 0, not to {tokens!r}")
+        document = self._document()
+        if len(document) <= tokens * ID.itemsize:
+            return self
+        room = len(self.windows[0]) // ID.itemsize
+        windows, _ = _windows(document[: tokens * ID.itemsize], room, len(self.windows))
+        return _item(self.query, windows, self.n_special, tokens)
+
+    def _document(self) -> bytes:
+        """The document's ids, as far as they are read."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        size = len(self.windows[0])
+        starts = [i * _step(size) for i in range(len(self.windows) - 1)]
+        last = self.read * ID.itemsize - size
+        ends = [*starts[1:], last]
+        parts = [w[: end - start] for w, start, end in zip(self.windows[:-1], starts, ends, strict=True)]
+        return b"".join((*parts, self.windows[-1]))
 
 
 class Rows(NamedTuple):
@@ -91,22 +115,26 @@ class PairTokenizer:
             n_query = min(n_query, longest)
             windows, cut = self._windows(document, room - n_query)
             cut_documents += cut
-            items.append(PairItem(query[: n_query * ID.itemsize], windows, self.n_special))
+            items.append(_item(query[: n_query * ID.itemsize], windows, self.n_special, n_document))
         self._tell(cut_queries, cut_documents, len(pairs))
         return items
 
     def _windows(self, document: bytes, room: int) -> tuple[tuple[bytes, ...], bool]:
         """The document in windows of at most `room` tokens, and whether some of it is in none."""
-        size = room * ID.itemsize
-        if len(document) <= size:
-            return (document,), False
-        step = max(1, room - room // OVERLAP) * ID.itemsize
-        found = [document[:size]]
-        start = 0
-        while len(found) < self.windows and start + size < len(document):
-            start = min(start + step, len(document) - size)  # the last window is a full one
-            found.append(document[start : start + size])
-        return tuple(found), start + size < len(document)
+        return _windows(document, room, self.windows)
+
+    def reads_whole(self, query: str, text: str) -> bool:
+        """Whether nothing is cut of a query and a document that are read together."""
+        ids = self._ids((query, text))
+        n_query, n_document = len(ids[query]) // ID.itemsize, len(ids[text]) // ID.itemsize
+        room = self.max_length - self.n_special
+        if n_query > room - min(n_document, room // 4):
+            return False
+        return not self._windows(ids[text], room - n_query)[1]
+
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; forgets the texts where they hold more than `beyond` bytes. Items that are there stay good."""
+        self._ids.forget(beyond)
 
     def _tell(self, cut_queries: int, cut_documents: int, n: int) -> None:
         if cut_queries and "query" not in self._told:
@@ -157,6 +185,34 @@ class PairTokenizer:
         if self.takes_types:
             found["token_type_ids"] = torch.zeros_like(found["input_ids"]).masked_scatter(mask, self.types(rows))
         return found
+
+
+def _item(query: bytes, windows: tuple[bytes, ...], n_special: int, n_document: int) -> PairItem:
+    """The pair of a query and the windows of a document of `n_document` tokens."""
+    if len(windows) == 1:
+        return PairItem(query, windows, n_special)
+    size = len(windows[0])
+    end = (_step(size) * (len(windows) - 1) + size) // ID.itemsize
+    return PairItem(query, windows, n_special, min(n_document, end))
+
+
+def _windows(document: bytes, room: int, most: int) -> tuple[tuple[bytes, ...], bool]:
+    """The document in at most `most` windows of at most `room` tokens, and whether some of it is in none."""
+    size = room * ID.itemsize
+    if len(document) <= size:
+        return (document,), False
+    found = [document[:size]]
+    start = 0
+    while len(found) < most and start + size < len(document):
+        start = min(start + _step(size), len(document) - size)  # the last window is a full one
+        found.append(document[start : start + size])
+    return tuple(found), start + size < len(document)
+
+
+def _step(size: int) -> int:
+    """Bytes from the start of a window of `size` bytes to that of the next."""
+    room = size // ID.itemsize
+    return max(1, room - room // OVERLAP) * ID.itemsize
 
 
 def best_window(logits: Tensor, counts: Sequence[int]) -> Tensor:

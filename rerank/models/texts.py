@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Iterable
 from itertools import pairwise
@@ -10,8 +11,10 @@ from typing import Any, final
 
 import numpy as np
 
-TEXTS_KEPT = 500_000
-"""Tokenized texts that are remembered before the memory starts anew."""
+BYTES_KEPT = 1 << 30
+"""Bytes of texts and of their ids that a memory holds at most, between calls: some 500,000 passages."""
+ENTRY = 100
+"""Bytes that a dictionary takes for an entry, beside what the entry points to."""
 STRUCTURE = re.compile(r"[<>\[\]{}|]")
 """What tells a token that marks structure from an added word, or a run of blanks."""
 ID = np.dtype(np.int32)
@@ -29,6 +32,8 @@ class TextIds:
     def __init__(self, tokenizer: Any, kept: int | None) -> None:
         self.tokenizer, self.kept = tokenizer, kept
         self._ids: dict[str, bytes] = {}
+        self.held = 0
+        """Bytes that are remembered now."""
         self._marks = _marks_of(tokenizer)
         self._lock = threading.Lock()  # a loop prepares its next step in a thread of its own
 
@@ -37,15 +42,32 @@ class TextIds:
         wanted = set(texts)
         with self._lock:
             self._tokenize(wanted)
-            return {text: self._ids[text] for text in wanted}
+            found = {text: self._ids[text] for text in wanted}
+            if self.held > BYTES_KEPT:
+                self._drop(BYTES_KEPT // 2)
+            return found
 
     def __len__(self) -> int:
         """Texts that are remembered now."""
         return len(self._ids)
 
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; where more than `beyond` bytes are held, all is forgotten. Ids that were given out stay good."""
+        with self._lock:
+            if self.held > beyond:
+                self._drop(0)
+
+    def _drop(self, kept: int) -> None:
+        """Nothing; of the texts, the longest remembered go, until at most `kept` bytes are left."""
+        if kept == 0:
+            self._ids, self.held = {}, 0  # a dictionary that is cleared one by one keeps its size
+            return
+        for text in list(self._ids):
+            if self.held <= kept:
+                break
+            self.held -= _size(text, self._ids.pop(text))
+
     def _tokenize(self, texts: set[str]) -> None:
-        if len(self._ids) > TEXTS_KEPT:
-            self._ids.clear()
         new = sorted(text for text in texts if text not in self._ids)
         if not new:
             return
@@ -56,7 +78,8 @@ class TextIds:
         )
         for text, of_text in zip(new, parts, strict=True):
             ids = [token for _ in of_text for token in next(encoded)]
-            self._ids[text] = np.array(ids[: self.kept], dtype=ID).tobytes()
+            self._ids[text] = found = np.array(ids[: self.kept], dtype=ID).tobytes()
+            self.held += _size(text, found)
 
     def _apart(self, text: str) -> list[str]:
         """The text in parts that hold no mark: each is cut after its first character."""
@@ -65,10 +88,19 @@ class TextIds:
         return [text[start:end] for start, end in pairwise(cuts)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_ids": {}}
+        return {**self.__dict__, "_lock": None, "_ids": {}, "held": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+
+def size_of_key(text: str) -> int:
+    """Bytes that a text takes as the key of a dictionary."""
+    return sys.getsizeof(text) + ENTRY
+
+
+def _size(text: str, ids: bytes) -> int:
+    return size_of_key(text) + sys.getsizeof(ids)
 
 
 def _marks_of(tokenizer: Any) -> re.Pattern[str] | None:

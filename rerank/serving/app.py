@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rerank.errors import need
 from rerank.listening import content_security
 from rerank.serving.asking import Answer, Question, Refusal
-from rerank.serving.bodies import body_of
-from rerank.serving.dialects import ROUTES, asked
 from rerank.serving.guard import Guard, headers_of
 from rerank.serving.limits import Limits, too_large
-from rerank.serving.openapi import openapi
 from rerank.serving.shelf import Shelf
 from rerank.serving.telling import health_of, info_of, meta_of, models_of
+from rerank.serving.wire.bodies import body_of
+from rerank.serving.wire.dialects import ROUTES, asked
+from rerank.serving.wire.openapi import openapi
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -179,6 +179,11 @@ class PromptTokenizer:
         self._tell(built, given)
         return found
 
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; forgets the texts where they hold more than `beyond` bytes. Prompts that are there stay good."""
+        for memory in (self._given, self._ours, self._first):
+            memory.forget(beyond)
+
     def longest(self) -> int:
         """Tokens that a prompt with a full window can have at most."""
         # A byte-level tokenizer needs no more tokens than characters for the mark, which is plain letters and digits.

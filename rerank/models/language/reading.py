@@ -71,8 +71,13 @@ class ReadsLists:
     """What every scorer that is shown whole lists says of itself."""
 
     reading: Reading
+    prompts: PromptTokenizer
     in_order = True
     """Whether what is said of candidates depends on the order in which they come."""
+
+    def forget(self, beyond: int = 0) -> None:
+        """Nothing; forgets the texts where they hold more than `beyond` bytes. Prompts that are there stay good."""
+        self.prompts.forget(beyond)
 
     @property
     def window(self) -> int:
