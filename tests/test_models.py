@@ -336,12 +336,12 @@ def test_a_tokenizer_file_with_fixed_padding_and_truncation_changes_nothing(tiny
 
 
 def test_texts_are_remembered_without_end_neither_wrong_nor_growing(tiny_bert, monkeypatch):
-    monkeypatch.setattr("rerank.models.texts.TEXTS_KEPT", 3)
+    monkeypatch.setattr("rerank.models.texts.BYTES_KEPT", 1500)
     scorer, _ = load_cross_encoder(str(tiny_bert), max_length=64, device="cpu")
     first = scorer.encode_pairs([(QUERY, text) for text in TEXTS])
     for i in range(20):
         scorer.encode_pairs([(QUERY, f"text {i}")])
-    assert len(scorer.pairs._ids) <= 3 + 2 + len(TEXTS)
+    assert scorer.pairs._ids.held <= 1500
     assert scorer.encode_pairs([(QUERY, text) for text in TEXTS]) == first
 
 

@@ -212,7 +212,8 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
         "    print(hit.index, hit.score, hit.text)"
     )
     shell = 'rerank rank FOLDER --query "your query" --documents texts.txt\n'
-    shell += "rerank rank FOLDER --collection COLLECTION --run first-stage.trec --out reranked.trec"
+    shell += "rerank rank FOLDER --collection COLLECTION --run first-stage.trec --out reranked.trec\n"
+    shell += "rerank serve FOLDER"
     parts = [
         "`FOLDER` is where this model is, or its id on the hub.",
         fenced(python, "python"),
@@ -235,6 +236,8 @@ def _limits(kind: str, settings: Mapping[str, Any], measured: bool) -> list[str]
         windows = settings.get("windows", 1)
         more = f", in up to {windows} windows of which the best counts" if windows > 1 else "; the rest is cut"
         found.append(f"A query and a document are read up to {settings['max_length']} tokens together{more}.")
+    else:
+        found.append("sentence-transformers cannot run it: `CrossEncoder` fails, or asks a language model for yes and no.")
     reading = settings.get("reading")
     if isinstance(reading, Mapping):
         found.append(

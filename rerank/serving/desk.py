@@ -159,7 +159,6 @@ class Desk:
             f"there is no answer after {self.limits.seconds:g} seconds (rerank serve --timeout sets it): the server is "
             "busy, or this is too much for it at once; send fewer documents",
             kind="Timeout",
-            retry_after=min(LONGEST_WAIT, self.limits.seconds),
         )
 
     def _answer(self, work: Work, request_id: str) -> Answer:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from rerank.models.onnx import OnnxScorer
 from rerank.serving.asking import Refusal
 from rerank.serving.desk import Desk
-from rerank.serving.shelf import Shelf
+from rerank.serving.shelf import ANY, Shelf
 
 
 def health_of(shelf: Shelf) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -20,16 +21,28 @@ def health_of(shelf: Shelf) -> tuple[dict[str, Any], int, dict[str, str]]:
 
 
 def models_of(shelf: Shelf) -> dict[str, Any]:
-    """The models as OpenAI's and vLLM's /v1/models lists them, each with what it is."""
-    listed = []
-    for name, desk in shelf.desks.items():
-        own = {"id": name, "object": "model", "created": shelf.since, "owned_by": "rerank", "root": name}
-        listed.append({**own, **_facts(desk)})
-    for other, name in shelf.aliases.items():
-        if name in shelf.desks and other != "*":
-            own = {"id": other, "object": "model", "created": shelf.since, "owned_by": "rerank", "root": name}
-            listed.append({**own, **_facts(shelf.desks[name])})
-    return {"object": "list", "data": listed}
+    """The models as OpenAI's and vLLM's /v1/models lists them, each with what it is; their aliases too."""
+    names = {name: name for name in shelf.desks}
+    names |= {other: name for other, name in shelf.aliases.items() if name in shelf.desks and other != ANY}
+    return {"object": "list", "data": [_listed(name, shelf.desks[own], shelf) for name, own in names.items()]}
+
+
+def _listed(name: str, desk: Desk, shelf: Shelf) -> dict[str, Any]:
+    waiting = desk.waiting
+    share = min(1.0, waiting / shelf.limits.queue)
+    # Infinity's own client reads its stats, and fails without them.
+    stats = {"queue_fraction": share, "queue_absolute": waiting, "results_pending": waiting, "batch_size": 1}
+    return {
+        "id": name,
+        "object": "model",
+        "created": shelf.since,
+        "owned_by": "rerank",
+        "root": desk.name,
+        **_facts(desk),
+        "backend": "optimum" if isinstance(desk.reranker.policy.scorer, OnnxScorer) else "torch",
+        "capabilities": ["rerank"],
+        "stats": stats,
+    }
 
 
 def info_of(shelf: Shelf) -> dict[str, Any]:

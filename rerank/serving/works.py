@@ -54,12 +54,14 @@ class Work:
     @classmethod
     def of(cls, reader: Reader, question: Question, candidates: CandidateList, now: float, deadline: float) -> Work:
         """The work of a question that arrives now."""
-        texts = candidates.texts
-        # A model that reads whole lists is shown them as they are.
-        firsts = {text: texts.index(text) for text in dict.fromkeys(texts)} if reader.apart else {}
-        distinct = candidates.subset(list(firsts.values())) if len(firsts) < len(texts) and firsts else candidates
-        order = {text: i for i, text in enumerate(firsts)}
-        places = [order[text] for text in texts] if reader.apart else list(range(len(texts)))
+        distinct, places = candidates, list(range(len(candidates)))
+        if reader.apart:  # a model that reads whole lists is shown them as they are
+            firsts: dict[str, int] = {}
+            for i, text in enumerate(candidates.texts):
+                firsts.setdefault(text, i)
+            order = {text: place for place, text in enumerate(firsts)}
+            distinct = candidates.subset(list(firsts.values()))
+            places = [order[text] for text in candidates.texts]
         costs = [reader.cost(question.query, text) for text in distinct.texts]
         return cls(question, candidates, distinct, places, costs, reader.apart, now, deadline)
 
