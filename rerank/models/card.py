@@ -237,7 +237,7 @@ def _limits(kind: str, settings: Mapping[str, Any], measured: bool) -> list[str]
         more = f", in up to {windows} windows of which the best counts" if windows > 1 else "; the rest is cut"
         found.append(f"A query and a document are read up to {settings['max_length']} tokens together{more}.")
     else:
-        found.append("sentence-transformers cannot run it: `CrossEncoder` fails, or asks a language model for yes and no.")
+        found.append("`CrossEncoder` of sentence-transformers cannot run it (it fails, or asks for yes and no).")
     reading = settings.get("reading")
     if isinstance(reading, Mapping):
         found.append(

@@ -33,7 +33,7 @@ TURN = 2
 """Micro-batches of the engine in a turn: enough to keep it busy, and soon over."""
 FIRST_RATE = 5000.0
 """Tokens a second that a desk expects before it has read any."""
-MEMORY = 256 * 2**20
+MEMORY = 64 * 2**20
 """Bytes of texts beyond which a model forgets those that it remembers."""
 LONGEST_WAIT = 30.0
 """Seconds; a client is not told to wait longer."""
