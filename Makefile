@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test test-slow lint format benchmark clean
+.PHONY: quickstart test test-slow test-clients lint format benchmark clean
 
 # torch first: its pinned CPU build is small, and what follows then finds it there.
 .venv/installed: pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ test: .venv/installed              ## the default suite, a few minutes on two co
 
 test-slow: .venv/installed         ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-clients: .venv/installed      ## real clients of other people against a real server; ten minutes, 2 GB
+	$(BIN)/python tests/clients/run.py --jobs 2
+	$(BIN)/python tests/clients/frameworks.py
 
 DATA ?= ../shared/data
 SETS := scifact cacm vaswani semeval2016-cqa-answers birco-doris-mae xquad-r-de
@@ -43,4 +47,4 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .clients build dist *.egg-info

@@ -256,4 +256,3 @@ async def _refuse(send: Callable[[Any], Awaitable[None]], problem: str, status: 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-

@@ -159,7 +159,13 @@ def _refusal_schema() -> dict[str, Any]:
         "detail": "The same as message: Jina's field.",
         "request_id": "What the server's log knows the request by; X-Request-Id has it too.",
     }
-    properties = {name: {"type": "string", "description": line} for name, line in lines.items()}
+    properties: dict[str, Any] = {name: {"type": "string", "description": line} for name, line in lines.items()}
+    listed = {
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "In a 422 at /infinity: what Infinity's own reads.",
+    }
+    properties["detail"] = {"oneOf": [properties["detail"], listed]}
     properties["code"] = {"type": "integer", "description": "The status: vLLM's field."}
     return {
         "title": "Refusal",
