@@ -197,6 +197,12 @@ class Reranker:
             return False
         return True
 
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The retrievers whose scores the model was trained with and ranks better with; none for most models."""
+        weights = self.policy.first_stage
+        return weights.names if weights is not None and weights.active else ()
+
     def forget(self, beyond: int = 0) -> None:
         """Nothing; lets the model forget the texts it remembers, where they hold more than `beyond` bytes."""
         forget = getattr(self.policy.scorer, "forget", None)

@@ -86,6 +86,10 @@ def _run(shelf: Shelf, listener: socket.socket, url: str, keys: Sequence[str], d
     from rerank.serving.app import app_of
 
     console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     failures: list[BaseException] = []
     server = _server_of(app_of(shelf, keys), shelf, drain)
 
@@ -97,19 +101,19 @@ def _run(shelf: Shelf, listener: socket.socket, url: str, keys: Sequence[str], d
             server.should_exit = True
             return
         for name, desk in shelf.desks.items():
-            console.print(f"{name}: {desk.reranker}", markup=False, highlight=False, soft_wrap=True)
-        console.print(
-            f"{url}   a page to try it; {url}/docs for programs (Ctrl-C ends it)",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+            say(f"{name}: {desk.reranker}")
+            if desk.reranker.wants:
+                say(
+                    f"{name} was trained with scores of {', '.join(desk.reranker.wants)}, and ranks better with them: "
+                    'send "first_stage" with a request'
+                )
+        say(f"{url}   a page to try it; {url}/docs for programs (Ctrl-C ends it)")
 
     threading.Thread(target=load, name="loading", daemon=True).start()
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
-        console.print("ended")
+        say("ended")
     finally:
         shelf.close(0.0 if server.force_exit else drain)
     if failures:

@@ -78,6 +78,7 @@ def _facts(desk: Desk) -> dict[str, Any]:
     return {
         "kind": scorer.kind,
         "calibrated": desk.calibrated,
+        "first_stage": list(desk.reranker.wants),
         "max_length": desk.reader.longest,
         "device": str(getattr(scorer, "device", "cpu")),
         "precision": str(getattr(scorer, "precision", "float32")),
