@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,14 @@ HERE = ("127.0.0.1", "localhost", "::1")
 """This machine, as nobody else can reach it."""
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 """Host that stands for all addresses of this machine -> the one to open a page at."""
+
+
+def is_here(host: str) -> bool:
+    """Whether a host is this machine as nobody else can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.casefold() == "localhost" or host.casefold().endswith(".localhost")
 
 
 @contextmanager

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rerank.errors import InputError
+from rerank.errors import InputError, nearest
+from rerank.given import checked_floor, checked_scores, checked_text, checked_texts, checked_top_k
 from rerank.models.calibration import Calibration
 from rerank.models.language.generative import AnyPolicy
 from rerank.models.loading import load_policy, save_policy
@@ -61,6 +62,7 @@ class Reranker:
 
     def __init__(self, policy: AnyPolicy) -> None:
         self.policy = policy.eval()
+        self._told: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -107,23 +109,27 @@ class Reranker:
         calibrated model.
         """
         candidates = self.candidates(query, documents, first_stage)
-        top_k = _top_k(top_k, len(candidates))
-        floor = _floor(min_probability)
+        checked_top_k(top_k)
+        checked_floor(min_probability)
         probabilities = probabilities or min_probability is not None
         if probabilities:
             self._calibration(with_features=first_stage is not None)
-        return self.ranking(candidates, self._logits([candidates]), top_k, probabilities, floor)
+        return self.ranking(candidates, self._logits([candidates]), top_k, probabilities, min_probability)
 
     def rank_many(
-        self, questions: Iterable[tuple[str, Sequence[str | Mapping[str, Any]]]], top_k: int | None = None
+        self,
+        questions: Iterable[tuple[str, Sequence[str | Mapping[str, Any]]]],
+        top_k: int | None = None,
+        first_stages: Sequence[Mapping[str, Sequence[float]] | None] | None = None,
     ) -> list[list[Ranked]]:
-        """`rank` of each (query, documents), all of them scored together: less waiting, less padding."""
-        lists = [self.candidates(query, documents) for query, documents in questions]
+        """`rank` of each (query, documents), all of them scored together: less waiting, less padding.
+
+        `first_stages` holds, for each question, what `rank` takes as its `first_stage`, or None.
+        """
+        checked_top_k(top_k)
+        lists = self._lists(questions, first_stages)
         logits = self._logits(lists).split([len(candidates) for candidates in lists])
-        return [
-            self.ranking(candidates, own, _top_k(top_k, len(candidates)))
-            for candidates, own in zip(lists, logits, strict=True)
-        ]
+        return [self.ranking(candidates, own, top_k) for candidates, own in zip(lists, logits, strict=True)]
 
     def candidates(
         self,
@@ -132,8 +138,7 @@ class Reranker:
         first_stage: Mapping[str, Sequence[float]] | None = None,
     ) -> CandidateList:
         """The list that `rank` scores; InputError where a text or a score is none."""
-        texts = _texts(documents)
-        _check_text(query, "query")
+        texts, query = checked_texts(documents), checked_text(query, "query")
         features = self._features(first_stage, len(texts))
         return CandidateList("query", query, tuple(map(str, range(len(texts)))), tuple(texts), features)
 
@@ -143,20 +148,23 @@ class Reranker:
         logits: Tensor,
         top_k: int | None = None,
         probabilities: bool = False,
-        min_probability: float = 0.0,
+        min_probability: float | None = None,
     ) -> list[Ranked]:
         """The documents of a list that the scorer gave `logits` [n], best first, its first-stage scores added.
 
         Equal scores keep the order in which the documents came; `min_probability` counts where `probabilities` are
         wanted. For callers that batch for themselves: logits are those of `policy.served_of`.
         """
+        if tuple(logits.shape) != (len(candidates),):
+            raise InputError(f"one logit for each of {len(candidates)} documents is needed, not {tuple(logits.shape)}")
+        top_k, floor = checked_top_k(top_k), checked_floor(min_probability)
         if not len(candidates):
             return []
         # Only a policy of scores has first-stage scores to add.
         if isinstance(self.policy, ScorePolicy) and candidates.features:
             with torch.inference_mode():
                 logits = self.policy.views(logits, [candidates])[0, 0]
-        logits = logits.cpu().double()
+        logits = logits.detach().cpu().double()
         scores = logits.numpy()
         order = np.argsort(-scores, kind="stable")[:top_k]
         if not probabilities:
@@ -165,9 +173,7 @@ class Reranker:
         # In float64, as thresholds are found: an isotonic map gives whole groups exactly the value of a threshold.
         found = calibration.probability(logits).numpy()
         return [
-            Ranked(int(i), float(scores[i]), candidates.texts[i], float(found[i]))
-            for i in order
-            if found[i] >= min_probability
+            Ranked(int(i), float(scores[i]), candidates.texts[i], float(found[i])) for i in order if found[i] >= floor
         ]
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -178,8 +184,8 @@ class Reranker:
         if not _is_sequence(pairs) or not all(_is_sequence(pair) and len(pair) == 2 for pair in pairs):
             raise InputError("predict takes a sequence of (query, document) pairs")
         for i, (query, text) in enumerate(pairs):
-            _check_text(query, f"the query of pair {i}")
-            _check_text(text, f"the document of pair {i}")
+            checked_text(query, f"the query of pair {i}")
+            checked_text(text, f"the document of pair {i}")
         if len(pairs) == 0:
             return np.zeros(0, dtype=np.float32)
         lists, places = _as_lists(pairs, together=self.policy.in_order)
@@ -236,33 +242,46 @@ class Reranker:
             )
         return calibration.plain or calibration
 
+    def _lists(self, questions: Any, first_stages: Any) -> list[CandidateList]:
+        """The list of each question, as `candidates` makes it; InputError, which names the question."""
+        asked = list(questions) if isinstance(questions, Iterable) and not isinstance(questions, str | Mapping) else [0]
+        if not all(_is_sequence(question) and len(question) == 2 for question in asked):
+            raise InputError("rank_many takes a sequence of (query, documents) pairs")
+        stages = [None] * len(asked) if first_stages is None else list(first_stages)
+        if len(stages) != len(asked):
+            raise InputError(f"first_stages has {len(stages)} entries for {len(asked)} questions; give one for each")
+        lists = []
+        for i, ((query, documents), first_stage) in enumerate(zip(asked, stages, strict=True)):
+            try:
+                lists.append(self.candidates(query, documents, first_stage))
+            except InputError as error:
+                raise InputError(f"question {i}: {error}") from None
+        return lists
+
     def _features(self, first_stage: Mapping[str, Sequence[float]] | None, n: int) -> dict[str, tuple[float, ...]]:
-        weights = self.policy.first_stage
-        if first_stage is None or weights is None or not weights.active:
-            if first_stage is not None:
-                logger.warning("this model uses no first-stage scores; those given are ignored")
+        """The scores that the model reads, checked; what it does not read is said once."""
+        names = self.wants
+        if first_stage is None:
+            return {}
+        if not names:
+            self._say("this model uses no first-stage scores; those given are ignored")
             return {}
         if not isinstance(first_stage, Mapping):
             kind = type(first_stage).__name__
             raise InputError(f"first_stage must map retriever names to a score for each document, not be a {kind}")
-        missing = [name for name in weights.names if name not in first_stage]
+        missing = [name for name in names if name not in first_stage]
+        unread = [str(name) for name in first_stage if name not in names]
         if missing:
-            raise InputError(f"first_stage lacks {missing}; this model was trained with {list(weights.names)}")
-        return {name: _numbers(first_stage[name], f"first_stage[{name!r}]", n) for name in weights.names}
+            hint = f"; {unread[0]!r} is unknown{nearest(unread[0], names)}" if unread else ""
+            raise InputError(f"first_stage lacks {missing}; this model was trained with {list(names)}{hint}")
+        if unread:
+            self._say(f"first_stage holds scores of {unread}, and this model reads those of {list(names)} alone")
+        return {name: checked_scores(first_stage[name], f"first_stage[{name!r}]", n) for name in names}
 
-
-def _texts(documents: Sequence[str | Mapping[str, Any]]) -> list[str]:
-    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Sequence):
-        raise InputError(f"documents must be a list of texts, not {type(documents).__name__}")
-    texts = []
-    for i, document in enumerate(documents):
-        if isinstance(document, Mapping):
-            if "text" not in document:
-                raise InputError(f"document {i} is a mapping without 'text'; it has {sorted(map(str, document))}")
-            document = document["text"]
-        _check_text(document, f"document {i}")
-        texts.append(document)
-    return texts
+    def _say(self, warning: str) -> None:
+        if warning not in self._told:
+            self._told.add(warning)
+            logger.warning("%s (said once)", warning)
 
 
 def _as_lists(pairs: Sequence[tuple[str, str]], together: bool) -> tuple[list[CandidateList], list[int]]:
@@ -279,45 +298,3 @@ def _as_lists(pairs: Sequence[tuple[str, str]], together: bool) -> tuple[list[Ca
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
-
-
-def _numbers(values: Sequence[float], what: str, n: int) -> tuple[float, ...]:
-    """The `n` scores as floats, each finite or NaN."""
-    needed = f"{what} must hold a finite number for each document (NaN where it was not found)"
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(needed) from None
-    if len(numbers) != n:
-        raise InputError(f"{what} has {len(numbers)} scores for {n} documents")
-    infinite = next((i for i, number in enumerate(numbers) if math.isinf(number)), None)
-    if infinite is not None:
-        raise InputError(f"{needed}; that of document {infinite} is {numbers[infinite]}")
-    return numbers
-
-
-def _check_text(text: Any, what: str) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{what} must be a text, not {type(text).__name__}")
-    try:
-        text.encode("utf8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{what} has a lone surrogate at character {error.start}: it is not valid Unicode") from None
-
-
-def _top_k(top_k: Any, n: int) -> int:
-    if top_k is None:
-        return n
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise InputError(f"top_k must be a whole number of at least 1, or None for all, not {top_k!r}")
-    return min(top_k, n)
-
-
-def _floor(min_probability: Any) -> float:
-    """The least probability that is kept; 0 for None."""
-    if min_probability is None:
-        return 0.0
-    allowed = isinstance(min_probability, int | float | np.floating) and not isinstance(min_probability, bool)
-    if not allowed or not 0.0 <= min_probability <= 1.0:
-        raise InputError(f"min_probability must be a number from 0 to 1, or None for all, not {min_probability!r}")
-    return float(min_probability)

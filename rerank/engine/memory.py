@@ -7,6 +7,7 @@ does not fit goes through the gradient cache, which costs a forward pass more an
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence, Sized
 from typing import Any
 
@@ -29,6 +30,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         text in str(error) for text in ("can't allocate memory", "out of memory", "not enough memory")
     )
+
+
+def give_back() -> None:
+    """Nothing; hands memory that was freed, and that the C library keeps for later, back to the system (glibc)."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library, or another system
+        return
+    trim(0)
 
 
 def scoring_budget(device: torch.device) -> int:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
 from rerank.errors import InputError
 from rerank.serving.asking import Question, Refusal
+
+OPTIONS = {
+    "documents": "--max-documents",
+    "characters": "--max-characters",
+    "body": "--max-body",
+    "tokens": "--max-tokens",
+    "queue": "--queue",
+    "seconds": "--timeout",
+    "body_seconds": "--body-timeout",
+    "bodies": "--max-bodies",
+}
+"""Limit -> the option of `rerank serve` that sets it."""
 
 
 @final
@@ -28,11 +41,13 @@ class Limits:
     """How long a request may take, waiting included; then it is answered 504."""
     body_seconds: float = 20.0
     """How long a body may take to arrive; then it is answered 408."""
+    bodies: int = 256 * 2**20
+    """Bytes of all bodies that are arriving or being read; what comes then is answered 429."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise InputError(f"the limit {name} must be above 0, not {value!r}")
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{OPTIONS[name]} ({name}) must be a finite number above 0, not {value!r}")
 
     def check(self, question: Question) -> None:
         """Nothing, or the refusal of what is too large."""

@@ -7,8 +7,10 @@ that was taken has its answer; new ones are refused (503) meanwhile, and a secon
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rerank.errors import InputError, RerankError, need
-from rerank.listening import EVERYWHERE, HERE, host_of, listening
+from rerank.listening import EVERYWHERE, host_of, is_here, listening
 from rerank.serving.limits import Limits
 from rerank.serving.shelf import Shelf, aliases_of, named
 
@@ -27,6 +29,8 @@ logger = logging.getLogger("rerank.serving")
 
 PAUSE = 0.05
 """Seconds between two looks at whether all is answered."""
+GRACE = 5
+"""Seconds in which answers, and refusals of what could not be answered, are written at the end."""
 KEY_LENGTH = 16
 """Characters of a key, at least."""
 
@@ -42,7 +46,8 @@ def serve(
     loading: Mapping[str, Any] | None = None,
     turn_tokens: int | None = None,
     at_most: int | None = None,
-    drain: float = 30.0,
+    drain: float | None = None,
+    log: bool = False,
 ) -> None:
     """Nothing, once a signal ends it; until then the models can be asked at http://HOST:PORT.
 
@@ -50,7 +55,7 @@ def serve(
     of them has to come with every question; an address that others can reach needs one, or `insecure`. `aliases`:
     `OTHER=NAME`, `*=NAME` for every other name. `loading`: arguments of `Reranker.from_pretrained`. `turn_tokens` and
     `at_most`: tokens, and questions, that a model reads at once. `drain`: seconds that questions have to be answered in
-    after SIGTERM. Port 0 takes a free one.
+    after SIGTERM; None: as many as a request may take. `log`: a line for each request. Port 0 takes a free one.
     """
     need("fastapi", "serve")
     need("uvicorn", "serve")
@@ -59,22 +64,32 @@ def serve(
         raise InputError("give a model to serve: a folder or a hub id")
     _check_keys(keys, host, insecure)
     listed = [named(model) for model in models]
-    shelf = Shelf(listed, aliases_of(aliases, listed), limits or Limits(), loading, turn_tokens, at_most)
+    limits = limits or Limits()
+    drain = limits.seconds if drain is None else drain
+    if not 0 <= drain <= threading.TIMEOUT_MAX:
+        raise InputError(f"--drain must be a number of seconds, at least 0, not {drain!r}")
+    shelf = Shelf(listed, aliases_of(aliases, listed), limits, loading, turn_tokens, at_most)
     with listening(host, port) as listener:
         port = listener.getsockname()[1]
         _run(shelf, listener, f"http://{host_of(EVERYWHERE.get(host, host), port)}", keys, drain)
 
 
+def checked_key(key: str, where: str = "a key") -> str:
+    """The key; InputError that begins with `where` it stands where it is too short, or no header could carry it."""
+    if len(key) < KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(
+            f"{where}: a key has at least {KEY_LENGTH} letters, digits and signs of ASCII, and no blanks; this one has "
+            f"{len(key)}, or others (python -c 'import secrets; print(secrets.token_urlsafe(32))' makes a good one)"
+        )
+    return key
+
+
 def _check_keys(keys: Sequence[str], host: str, insecure: bool) -> None:
     for key in keys:
-        if len(key) < KEY_LENGTH or not key.isascii() or not key.isprintable() or key.strip() != key or " " in key:
-            raise InputError(
-                f"a key has at least {KEY_LENGTH} letters, digits and signs of ASCII, without blanks: this one has "
-                f"{len(key)}, or others (python -c 'import secrets; print(secrets.token_urlsafe(32))' makes a good one)"
-            )
-    if host not in HERE and not keys and not insecure:
+        checked_key(key)
+    if not is_here(host) and not keys and not insecure:
         raise InputError(
-            f"--host {host} lets others reach this server, and it asks for no key: give --key-file or --key-env, or "
+            f"--host {host!r} lets others reach this server, and it asks for no key: give --key-file or --key-env, or "
             "--insecure where something else keeps strangers out"
         )
 
@@ -95,56 +110,56 @@ def _run(shelf: Shelf, listener: socket.socket, url: str, keys: Sequence[str], d
 
     def load() -> None:
         try:
-            shelf.fill()
+            shelf.fill(told=say)
         except BaseException as error:  # it is raised again below, by the main thread
             failures.append(error)
             server.should_exit = True
             return
-        for name, desk in shelf.desks.items():
-            say(f"{name}: {desk.reranker}")
-            if desk.reranker.wants:
-                say(
-                    f"{name} was trained with scores of {', '.join(desk.reranker.wants)}, and ranks better with them: "
-                    'send "first_stage" with a request'
-                )
         say(f"{url}   a page to try it; {url}/docs for programs (Ctrl-C ends it)")
 
     threading.Thread(target=load, name="loading", daemon=True).start()
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        say("ended")
-    finally:
-        shelf.close(0.0 if server.force_exit else drain)
+    server.run(sockets=[listener])
+    ended = shelf.close(0.0)
     if failures:
-        raise (
-            failures[0]
-            if isinstance(failures[0], RerankError | OSError)
-            else InputError(f"a model could not be loaded: {failures[0]}")
-        ) from failures[0]
+        wrong = failures[0]
+        known = isinstance(wrong, RerankError | OSError)
+        raise wrong if known else InputError(f"a model could not be loaded: {wrong}") from wrong
+    say("ended")
+    if not ended:  # a turn that does not end would be torn down within the engine, and abort
+        _exit(0)
+
+
+def _exit(status: int) -> None:
+    """End the process now, with what was printed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _server_of(app: Any, shelf: Shelf, drain: float) -> Server:
+    """uvicorn's server, which answers what it has taken before it ends."""
     import uvicorn
 
     from rerank.serving.protocol import patient
 
     class Draining(uvicorn.Server):
-        """A server that answers what it has taken before it ends."""
+        """Ends by the first signal when all is answered, by the second at once."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            self._captured_signals.append(sig)
             if shelf.draining or not shelf.desks:
-                self.should_exit = self.force_exit = True
-                return
+                _exit(128 + sig)
+            if sig != signal.SIGINT:  # by which it is ended at a terminal, and has done nothing wrong
+                self._captured_signals.append(sig)
             shelf.draining = True
-            logger.warning("%s: answering what was asked, then ending", signal.Signals(sig).name)
-            threading.Thread(target=self._end_when_idle, daemon=True).start()
+            if self.server_state.tasks:
+                logger.warning("%s: answering what was asked, then ending", signal.Signals(sig).name)
+            threading.Thread(target=self._end_when_answered, daemon=True).start()
 
-        def _end_when_idle(self) -> None:
+        def _end_when_answered(self) -> None:
             until = time.monotonic() + drain
-            while not shelf.idle and time.monotonic() < until:
+            while self.server_state.tasks and time.monotonic() < until:
                 time.sleep(PAUSE)
+            shelf.refuse_all()
             self.should_exit = True
 
     return Draining(
@@ -156,7 +171,7 @@ def _server_of(app: Any, shelf: Shelf, drain: float) -> Server:
             log_level="error",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, int(drain)),
+            timeout_graceful_shutdown=GRACE,
             timeout_keep_alive=30,
         )
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("rerank.serving")
 
 ANY = "*"
 """The alias of every name that no model has."""
-WARM = ("what is a warm start", ("The first batch of a process pays for what all others find ready. " * 8,) * 4)
+WARM = ("what is warm", ("the first batch pays", "for what others find", "ready"))
 
 
 class Named(NamedTuple):
@@ -36,13 +37,21 @@ def named(text: str) -> Named:
     >>> named("small=runs/quickstart/model/light"), named("runs/quickstart/model/light").name
     (Named(name='small', path='runs/quickstart/model/light'), 'light')
     """
+    if not text.strip():
+        raise InputError("a model has no name: give a folder or a hub id, or NAME=MODEL")
     name, equals, path = text.partition("=")
-    if equals and not Path(text).exists():
-        if not name or not path:
+    if equals and not _is_there(text):
+        if not name.strip() or not path.strip() or not name.isprintable():
             raise InputError(f"{text!r}: give NAME=MODEL, or a model alone")
         return Named(name, path)
-    folder = Path(text)
-    return Named(folder.resolve().name if folder.is_dir() else text, text)
+    return Named(Path(text).resolve().name if _is_there(text) else text, text)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a name, or no name at all
+        return False
 
 
 def aliases_of(given: Sequence[str], models: Sequence[Named]) -> dict[str, str]:
@@ -53,10 +62,12 @@ def aliases_of(given: Sequence[str], models: Sequence[Named]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         other, equals, name = text.partition("=")
-        if not equals or not other or name not in names:
-            raise InputError(f"--alias {text!r}: give OTHER=NAME, NAME one of {', '.join(names)}")
-        if other in names:
-            raise InputError(f"--alias {text!r}: {other!r} is the name of a model already")
+        if not equals or not other:
+            raise InputError(f"--alias {text!r}: give OTHER=NAME, and as NAME one of {', '.join(names)}")
+        if name not in names:
+            raise InputError(f"--alias {text!r}: there is no model {name!r}{nearest(name, names)}")
+        if other in names or other in found:
+            raise InputError(f"--alias {text!r}: {other!r} is the name of a model, or an alias, already")
         found[other] = name
     return found
 
@@ -81,23 +92,27 @@ class Shelf:
         self.draining = False
         self._loading, self._turns = dict(loading or {}), (turn_tokens, at_most)
 
-    def fill(self, rerankers: Mapping[str, Reranker] | None = None) -> None:
+    def fill(self, rerankers: Mapping[str, Reranker] | None = None, told: Callable[[str], None] = logger.info) -> None:
         """Load every model, rank a list with each so that the first question finds it warm, and open the desks.
 
-        `rerankers` holds those that are loaded already, by name.
+        `rerankers` holds those that are loaded already, by name; `told` is told what is going on.
         """
         devices: dict[str, threading.Lock] = {}
         desks = []
         for name, path in self.models:
             began = time.monotonic()
+            told(f"loading {name} from {path}")
             reranker = (rerankers or {}).get(name) or Reranker.from_pretrained(path, **self._loading)
             reranker.rank(*WARM)
             device = str(getattr(reranker.policy.scorer, "device", "cpu"))
             # Two models on one device take turns too: side by side each would be slowed by more than half.
             lock = devices.setdefault(device, threading.Lock())
             desk = Desk(name, reranker, self.limits, self.metrics, *self._turns, device=lock)
-            logger.info("%s (%s) is ready after %.1f s", name, reranker, time.monotonic() - began)
+            told(f"{name} is ready after {time.monotonic() - began:.1f} s: {_described(desk)}")
             desks.append(desk)
+        # What was loaded stays: a collection need not look at it, and so costs little and comes often enough.
+        gc.collect()
+        gc.freeze()
         for desk in desks:
             self.metrics.watch(desk.name, lambda desk=desk: desk.waiting)  # type: ignore[misc]
             desk.start()
@@ -108,8 +123,9 @@ class Shelf:
         self.check_open()
         if model is None or model == "":
             return next(iter(self.desks.values()))
-        paths = {path: name for name, path in self.models}
-        name = model if model in self.desks else paths.get(model, self.aliases.get(model, self.aliases.get(ANY)))
+        paths = {path.rstrip("/"): name for name, path in self.models}
+        other = self.aliases.get(model, self.aliases.get(ANY))
+        name = model if model in self.desks else paths.get(model.rstrip("/"), other)
         if name is None:
             raise Refusal(
                 404,
@@ -134,9 +150,26 @@ class Shelf:
         """Whether nothing waits to be read."""
         return not any(desk.waiting for desk in self.desks.values())
 
-    def close(self, seconds: float = 10.0) -> None:
-        """End the desks, when what waits is read or the time is over."""
+    def refuse_all(self) -> None:
+        """Refuse all that waits: the server ends."""
         self.draining = True
         for desk in self.desks.values():
-            if not desk.stop(seconds):
-                logger.warning("%s did not end within %g seconds", desk.name, seconds)
+            desk.turns.refuse_all()
+
+    def close(self, seconds: float = 10.0) -> bool:
+        """End the desks when what waits is read, or refuse the rest when the time is over; whether all ended."""
+        self.draining = True
+        until = time.monotonic() + seconds
+        return all([desk.stop(until - time.monotonic()) for desk in self.desks.values()])
+
+
+def _described(desk: Desk) -> str:
+    """A model in a few words."""
+    scorer = desk.reranker.policy.scorer
+    words = [scorer.kind, str(getattr(scorer, "device", "cpu")), str(getattr(scorer, "precision", "float32"))]
+    if desk.calibrated:
+        words.append("calibrated")
+    if desk.reranker.wants:
+        wanted = ", ".join(desk.reranker.wants)
+        words.append(f'trained with first-stage scores ({wanted}) and better with them: send "first_stage"')
+    return ", ".join(words)

@@ -22,7 +22,7 @@ OPEN = {
     "/health": "Whether a question would be answered now: 200 or 503 (also /ready, /tei/health, /infinity/health)",
     "/live": "Whether the server runs",
     "/info": "The model, its limits and versions, as TEI tells them (also /tei/info)",
-    "/v1/models": "The models, as OpenAI and vLLM list them (also /models, /infinity/models)",
+    "/v1/models": "The models as OpenAI lists them, each with the first-stage scores it wants (also /models)",
     "/metrics": "Counters and times for Prometheus",
     "/meta": "The model, as Weaviate asks for it",
     "/.well-known/ready": "204 where the server is ready, as Weaviate asks for it",
@@ -48,7 +48,9 @@ REFUSALS = {
 ABOUT = (
     "A reranker behind the interfaces of Cohere, Jina, vLLM, TEI, Voyage, Infinity and Weaviate. Scores are from 0 to "
     "1 (calibrated probabilities where the model is calibrated), or logits where raw_scores is true; results come best "
-    "first, by logit, and equal ones in the order of the documents. Fields that are not known are ignored with a "
+    "first, by logit, and equal ones in the order of the documents. A model that was trained with the scores of its "
+    "first stage ranks better with them: `/v1/models` lists their names, and a request gives all of them in "
+    "`first_stage`, each with a number (or null) for every document. Fields that are not known are ignored with a "
     "warning. An error has one body with the field of every client."
 )
 QUERY = "who wrote Faust"
