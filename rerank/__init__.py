@@ -1,7 +1,7 @@
 """rerank: clone a teacher's orderings, refine against the metric you report, prove the gain.
 
     from rerank import Reranker
-    reranker = Reranker.from_pretrained("runs/quickstart/model")
+    reranker = Reranker.from_pretrained("runs/quickstart/model/light")
     reranker.rank("how do I read a csv file", documents)
 
 `import rerank` loads no torch: each public name is imported when it is first used.

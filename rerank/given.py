@@ -15,7 +15,7 @@ from rerank.errors import InputError
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value holds things in an order: a list, an array [n], a column; no text, no mapping, no set, no table."""
+    """Whether a value holds things in an order: a list, an array [n], a column; no text, mapping, set or table."""
     if isinstance(value, str | bytes | bytearray | Mapping | Set):
         return False
     return isinstance(value, Collection) and getattr(value, "ndim", 1) == 1

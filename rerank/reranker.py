@@ -1,6 +1,6 @@
 """The drop-in: load a trained reranker, rank documents for a query.
 
-    reranker = Reranker.from_pretrained("runs/quickstart/model")
+    reranker = Reranker.from_pretrained("runs/quickstart/model/light")
     for hit in reranker.rank("who wrote Faust", documents, top_k=3):
         print(hit.index, hit.score, hit.text)
 
@@ -139,8 +139,8 @@ class Reranker:
     ) -> CandidateList:
         """The list that `rank` scores; InputError where a text or a score is none."""
         texts, query = checked_texts(documents), checked_text(query, "query")
-        features = self._features(first_stage, len(texts))
-        return CandidateList("query", query, tuple(map(str, range(len(texts)))), tuple(texts), features)
+        numbers = tuple(map(str, range(len(texts))))
+        return CandidateList("query", query, numbers, tuple(texts), self._features(first_stage, len(texts)))
 
     def ranking(
         self,
@@ -152,8 +152,8 @@ class Reranker:
     ) -> list[Ranked]:
         """The documents of a list that the scorer gave `logits` [n], best first, its first-stage scores added.
 
-        Equal scores keep the order in which the documents came; `min_probability` counts where `probabilities` are
-        wanted. For callers that batch for themselves: logits are those of `policy.served_of`.
+        `min_probability` counts where `probabilities` are wanted. For callers that batch for themselves: logits are
+        those of `policy.served_of`.
         """
         if tuple(logits.shape) != (len(candidates),):
             raise InputError(f"one logit for each of {len(candidates)} documents is needed, not {tuple(logits.shape)}")
@@ -244,7 +244,8 @@ class Reranker:
 
     def _lists(self, questions: Any, first_stages: Any) -> list[CandidateList]:
         """The list of each question, as `candidates` makes it; InputError, which names the question."""
-        asked = list(questions) if isinstance(questions, Iterable) and not isinstance(questions, str | Mapping) else [0]
+        listed = isinstance(questions, Iterable) and not isinstance(questions, Mapping)
+        asked: list[Any] = list(questions) if listed else [None]
         if not all(_is_sequence(question) and len(question) == 2 for question in asked):
             raise InputError("rank_many takes a sequence of (query, documents) pairs")
         stages = [None] * len(asked) if first_stages is None else list(first_stages)
@@ -267,8 +268,7 @@ class Reranker:
             self._say("this model uses no first-stage scores; those given are ignored")
             return {}
         if not isinstance(first_stage, Mapping):
-            kind = type(first_stage).__name__
-            raise InputError(f"first_stage must map retriever names to a score for each document, not be a {kind}")
+            raise InputError(f"first_stage must map retriever names to scores, not be a {type(first_stage).__name__}")
         missing = [name for name in names if name not in first_stage]
         unread = [str(name) for name in first_stage if name not in names]
         if missing:

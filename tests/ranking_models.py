@@ -7,16 +7,17 @@ import torch
 
 from rerank import Reranker
 from rerank.models.backbones import load_cross_encoder
-from rerank.models.policy import ScorePolicy
+from rerank.models.policy import FirstStageWeights, ScorePolicy
 
 
-def a_reranker(folder, std=0.3):
-    """A random cross-encoder over `folder`, whose scores differ from text to text."""
+def a_reranker(folder, std=0.3, first_stage=None):
+    """A random cross-encoder over `folder`, whose scores differ from text to text; weights of first-stage scores."""
     scorer, _ = load_cross_encoder(str(folder), max_length=64, precision="float32", device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
         torch.nn.init.normal_(scorer.model[-1].linear.weight, std=std)
-    return Reranker(ScorePolicy(scorer, budget=300))
+    weights = FirstStageWeights(first_stage) if first_stage else None
+    return Reranker(ScorePolicy(scorer, weights, budget=300))
 
 
 def constant_reranker(folder):

@@ -1,10 +1,14 @@
 """What all adapters share: how a model is given, loaded once, copied and sent; and what a missing framework says."""
 
+import asyncio
+import contextvars
 import copy
+import os
 import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import torch
 from rerank import Reranker
 from rerank.errors import InputError, NotFound
 from rerank.integrations import loading
+from rerank.integrations.first_stage import FirstStage
 from rerank.integrations.loading import LazyReranker, reranker_of
 from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
@@ -88,6 +93,49 @@ def test_copies_share_the_model_and_a_pickle_holds_no_weights(folder):
     assert pickle.loads(sent).rank(QUERY, TEXTS) == lazy.rank(QUERY, TEXTS)
     given = LazyReranker(lazy.reranker())
     assert pickle.loads(pickle.dumps(given)).rank(QUERY, TEXTS) == lazy.rank(QUERY, TEXTS)
+
+
+def test_two_are_equal_that_load_the_same_and_ask_the_same(folder):
+    made = LazyReranker(str(folder), **HOW)
+    made.reranker()
+    assert made == LazyReranker(str(folder), **HOW, max_length=None)
+    others = [LazyReranker(str(folder)), LazyReranker(str(folder), FirstStage("bm25", ""), **HOW), made.reranker()]
+    assert all(made != other for other in others)
+
+
+def test_rankings_that_wait_hold_no_thread_of_the_event_loop(folder):
+    lazy, told = LazyReranker(folder, **HOW), contextvars.ContextVar("told")
+    given, threads = threading.Event(), set()
+
+    def work():
+        threads.add(threading.current_thread())
+        assert given.wait(60)
+        return told.get()
+
+    async def main():
+        told.set("of the caller")
+        pool = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(pool)
+        waiting = [asyncio.create_task(lazy.in_turn(work)) for _ in range(12)]
+        await asyncio.sleep(0.05)
+        # Were even one of them in the pool, this would never come back.
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 30) == "free"
+        given.set()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(main()) == ["of the caller"] * 12
+    assert len(threads) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_was_forked_ranks_on_a_thread_of_its_own(folder):
+    lazy = LazyReranker(folder, **HOW)
+    assert asyncio.run(lazy.in_turn(lambda: 1)) == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(asyncio.run(asyncio.wait_for(lazy.in_turn(lambda: 7), 20)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @pytest.mark.parametrize(

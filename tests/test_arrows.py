@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"rerank": ROOT / "rerank", "rerank.rewards": ROOT / "rewards", "rerank.teachers": ROOT / "teachers"}
 
-FOUNDATION = {"types", "errors", "digests", "lazily", "ties"}
+FOUNDATION = {"types", "errors", "digests", "given", "lazily", "ties"}
 PURE = FOUNDATION | {"lists", "plackett_luce", "randomness"}
 
 # part of rerank -> the other parts that it may import. A part is a folder or a file of the package; the way up is
@@ -19,6 +19,7 @@ ARROWS = {
     "types": set(),
     "errors": set(),
     "digests": set(),
+    "given": {"errors"},
     "lazily": set(),
     "ties": {"errors"},
     "randomness": set(),

@@ -111,7 +111,9 @@ def test_results_in_another_order_give_the_same_ranking(tiny_bert, corpus, resul
 def test_all_queries_are_scored_in_one_call(reranker, corpus, results, monkeypatch):
     calls = []
     inner = type(reranker).rank_many
-    monkeypatch.setattr(type(reranker), "rank_many", lambda self, q, *a: calls.append(len(q)) or inner(self, q, *a))
+    monkeypatch.setattr(
+        type(reranker), "rank_many", lambda self, q, **how: calls.append(len(q)) or inner(self, q, **how)
+    )
     Rerank(reranker).rerank(corpus, QUERIES, results, top_k=3)
     assert calls == [3]
 
@@ -165,6 +167,12 @@ def test_a_document_that_the_corpus_lacks_and_a_query_that_is_unknown_are_named(
 def test_a_text_that_is_none_and_a_score_that_is_no_number_are_refused(reranker):
     with pytest.raises(InputError, match="document 'd': text must be a text or null, not int"):
         Rerank(reranker).rerank({"d": {"text": 7}}, {"q": "cup"}, {"q": {"d": 1.0}}, top_k=3)
+    with pytest.raises(InputError, match="document 'd': text has a lone surrogate at character 1"):
+        Rerank(reranker).rerank({"d": {"text": "x\ud800"}}, {"q": "cup"}, {"q": {"d": 1.0}}, top_k=3)
+    with pytest.raises(InputError, match="document 'd' must be a mapping with text and perhaps title, not str"):
+        Rerank(reranker).rerank({"d": "just text"}, {"q": "cup"}, {"q": {"d": 1.0}}, top_k=3)
+    with pytest.raises(InputError, match="query 'q' must be a text, not NoneType"):
+        Rerank(reranker).rerank({"d": {"text": "x"}}, {"q": None}, {"q": {"d": 1.0}}, top_k=3)
     with pytest.raises(ValueError, match="query 'q': the score of document 'd' is NaN"):
         Rerank(reranker).rerank({"d": {"text": "x"}}, {"q": "cup"}, {"q": {"d": float("nan")}}, top_k=3)
     with pytest.raises(InputError, match="score nan is not a finite float32"):
@@ -184,6 +192,6 @@ def test_a_count_that_is_none_is_refused(value, reranker, corpus, results):
 def test_the_example_of_the_module_runs(reranker, tmp_path, corpus, results, qrels, monkeypatch):
     evaluation = pytest.importorskip("beir.retrieval.evaluation", reason="pip install beir==2.2.0 to run the example")
     monkeypatch.chdir(tmp_path)
-    reranker.save_pretrained("runs/quickstart/model")
+    reranker.save_pretrained("runs/quickstart/model/light")
     names = {"corpus": corpus, "queries": QUERIES, "results": results, "qrels": qrels}
     exec(snippet_of("rerank.integrations.beir"), names | {"EvaluateRetrieval": evaluation.EvaluateRetrieval})

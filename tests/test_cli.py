@@ -294,6 +294,7 @@ def test_a_small_quickstart_learns_reports_and_leaves_a_model_that_ranks(tmp_pat
     assert (out / "report.html").stat().st_size > 10_000
     texts = tmp_path / "texts.txt"
     texts.write_text("def add(a, b): return a + b\ndef run(self): self.tests.run(result)\n", encoding="utf8")
+    assert f"Serve it: rerank serve {out / 'model'} " in said
     ranked = run("rank", out / "model", "-q", "run all tests of a suite", "-d", texts)
     assert "self.tests.run" in ranked.split("def add")[0]
     page = (out / "report.html").read_bytes()

@@ -21,8 +21,8 @@ from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.utils import ComponentDevice
-
 from haystack_integrations.components.rankers.rerank import RerankRanker
+
 from rerank import Reranker
 from rerank.errors import InputError
 from rerank.integrations import haystack
@@ -124,6 +124,15 @@ def test_a_threshold_that_is_no_number_is_refused(threshold, calibrated):
         RerankRanker(calibrated, score_threshold=threshold)
 
 
+@pytest.mark.parametrize("wrong", [{"meta_fields_to_embed": "title"}, {"scale_score": "no"}, {"scale_score": 1}])
+def test_a_text_for_a_list_and_for_a_truth_value_are_refused_by_their_names(wrong, calibrated):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        RerankRanker(calibrated, **wrong)
+    if "scale_score" in wrong:
+        with pytest.raises(InputError, match="scale_score must be true or false"):
+            RerankRanker(calibrated).run(query=QUERY, documents=documents(), **wrong)
+
+
 def test_no_documents_give_none(calibrated):
     assert RerankRanker(calibrated).run(query=QUERY, documents=[]) == {"documents": []}
 
@@ -132,13 +141,15 @@ def test_of_documents_with_one_id_the_one_with_the_highest_score_is_ranked(calib
     given = [
         Document(id="a", content="tea", score=0.2),
         Document(id="b", content="csv"),
+        Document(id="c", content="of no number", score=float("nan")),
+        Document(id="c", content="numbered", score=-1.0),
         Document(id="a", content="a csv file", score=0.9),
         Document(id="a", content="nothing"),
         Document(id="b", content="of no score either"),
         Document(id="a", content="as high, but later", score=0.9),
     ]
     found = RerankRanker(calibrated).run(query=QUERY, documents=given)["documents"]
-    hits = calibrated.rank(QUERY, ["a csv file", "csv"])
+    hits = calibrated.rank(QUERY, ["a csv file", "csv", "numbered"])
     assert [document.content for document in found] == [hit.text for hit in hits]
 
 
@@ -268,7 +279,7 @@ def test_it_runs_asynchronously_alone_and_in_a_pipeline(folder):
 
 def test_the_example_of_the_module_runs(folder, capsys):
     lines = [line for line in haystack.__doc__.splitlines() if line.startswith("    ")]
-    example = textwrap.dedent("\n".join(lines)).replace("runs/quickstart/model", folder)
+    example = textwrap.dedent("\n".join(lines)).replace("runs/quickstart/model/light", folder)
     exec(example, {"documents": documents()})
     lines = capsys.readouterr().out.splitlines()
     hits = Reranker.from_pretrained(folder).rank("who wrote Faust", TEXTS, top_k=3)

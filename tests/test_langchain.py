@@ -170,8 +170,35 @@ def test_it_is_pickled_copied_and_dumped_by_its_settings(folder):
         assert made.compress_documents(documents(), QUERY) == straight
 
 
-def test_a_path_is_taken_too(folder):
-    assert RerankCompressor(model=Path(folder)).model == str(Path(folder))
+def test_a_path_is_taken_too_and_the_model_needs_no_name(folder):
+    assert RerankCompressor(Path(folder)).model == str(Path(folder))
+    assert RerankCompressor(folder, top_n=3) == RerankCompressor(model=folder, top_n=3)
+
+
+def test_a_copy_with_another_model_ranks_with_that_and_one_with_the_same_shares_it(folder, calibrated):
+    compressor = RerankCompressor(folder, **HOW)
+    straight = scores(compressor.compress_documents(documents(), QUERY))
+    for update in ({"model": calibrated, "device": None, "precision": None}, {"max_length": 10}):
+        made = compressor.model_copy(update=update)
+        fresh = RerankCompressor(**{"model": folder, **HOW, **update})
+        assert scores(made.compress_documents(documents(), QUERY)) != straight
+        assert made.compress_documents(documents(), QUERY) == fresh.compress_documents(documents(), QUERY)
+    made = compressor.model_copy(update={"top_n": 2})
+    assert made._ranker is compressor._ranker
+    assert scores(made.compress_documents(documents(), QUERY)) == straight[:2]
+
+
+def test_a_compressor_made_of_a_loaded_reranker_says_how_it_can_be_written(folder, calibrated):
+    with pytest.raises(ValueError, match="save_pretrained"):
+        RerankCompressor(calibrated).model_dump_json()
+    assert RerankCompressor(calibrated).model_dump()["model"] is calibrated
+    compressor = RerankCompressor(folder, first_stage={"bm25": "score"}, **HOW)
+    assert RerankCompressor.model_validate_json(compressor.model_dump_json()) == compressor
+
+
+def test_a_setting_that_there_is_not_is_named_with_the_nearest(folder):
+    with pytest.raises(ValueError, match="no setting 'top_k'; did you mean 'top_n'"):
+        RerankCompressor(folder, top_k=3)
 
 
 class Everything(BaseRetriever):
@@ -220,7 +247,7 @@ def test_the_cross_encoder_gives_logits_and_ranks_in_langchains_own_reranker(cal
 
 def test_the_example_of_the_module_runs(folder, capsys):
     lines = [line for line in langchain.__doc__.splitlines() if line.startswith("    ")]
-    example = textwrap.dedent("\n".join(lines)).replace("runs/quickstart/model", folder)
+    example = textwrap.dedent("\n".join(lines)).replace("runs/quickstart/model/light", folder)
     exec(example, {"documents": documents()})
     lines = capsys.readouterr().out.splitlines()
     hits = Reranker.from_pretrained(folder).rank("who wrote Faust", TEXTS, top_k=3)

@@ -209,6 +209,24 @@ def test_it_is_written_read_and_pickled_by_its_settings(folder):
         assert made.postprocess_nodes(nodes(), query_str=QUERY) == straight
 
 
+def test_a_copy_with_another_model_ranks_with_that(folder, calibrated):
+    postprocessor = RerankPostprocessor(folder, **HOW)
+    straight = scores(postprocessor.postprocess_nodes(nodes(), query_str=QUERY))
+    made = postprocessor.model_copy(update={"model": calibrated, "device": None, "precision": None})
+    found = scores(made.postprocess_nodes(nodes(), query_str=QUERY))
+    assert found != straight
+    assert found == scores(RerankPostprocessor(calibrated).postprocess_nodes(nodes(), query_str=QUERY))
+    assert postprocessor.model_copy(update={"top_n": 2})._ranker is postprocessor._ranker
+
+
+def test_one_made_of_a_loaded_reranker_says_how_it_can_be_written_and_a_wrong_setting_is_named(folder, calibrated):
+    for write in (RerankPostprocessor(calibrated).to_dict, RerankPostprocessor(calibrated).to_json):
+        with pytest.raises(InputError, match="save_pretrained"):
+            write()
+    with pytest.raises(ValueError, match="no setting 'top_k'; did you mean 'top_n'"):
+        RerankPostprocessor(folder, top_k=3)
+
+
 class Everything(BaseRetriever):
     """A retriever that finds all nodes."""
 
@@ -227,7 +245,7 @@ def test_it_ranks_the_sources_of_a_query_engine(calibrated):
 
 def test_the_example_of_the_module_runs(folder, capsys):
     lines = [line for line in llama_index.__doc__.splitlines() if line.startswith("    ")]
-    example = textwrap.dedent("\n".join(lines)).replace("runs/quickstart/model", folder)
+    example = textwrap.dedent("\n".join(lines)).replace("runs/quickstart/model/light", folder)
     exec(example, {"nodes": nodes()})
     lines = capsys.readouterr().out.splitlines()
     hits = Reranker.from_pretrained(folder).rank("who wrote Faust", TEXTS, top_k=3)

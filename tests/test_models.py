@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+import traceback
 import types
 
 import numpy as np
@@ -309,7 +310,18 @@ def test_max_length_beyond_the_model_is_told(tiny_bert, caplog):
     assert "128" in caplog.text
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 4, 12.0, "64", True, None])
+def test_a_length_that_nobody_gave_is_what_the_model_reads_and_is_not_told(tiny_bert, tmp_path, caplog):
+    save_policy(cross_encoder_policy(tiny_bert), tmp_path)
+    settings = json.loads((tmp_path / "rerank.json").read_text())
+    del settings["max_length"]
+    (tmp_path / "rerank.json").write_text(json.dumps(settings))
+    with caplog.at_level(logging.WARNING):
+        scorer = load_policy(str(tmp_path), "cpu").scorer
+    assert scorer.max_length == scorer.model.max_seq_length < 512
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 4, 12.0, "64", True])
 def test_a_max_length_without_room_for_text_is_refused(wrong, tiny_bert):
     with pytest.raises(InputError, match=r"max_length must be a whole number of at least 5"):
         load_cross_encoder(str(tiny_bert), max_length=wrong, device="cpu")
@@ -609,6 +621,31 @@ def test_the_folder_of_a_run_points_to_its_model(tiny_bi_encoder, tmp_path):
     save_policy(light_policy(tiny_bi_encoder), tmp_path / "model")
     with pytest.raises(InputError, match=rf"did you mean {tmp_path}/model\?"):
         load_policy(str(tmp_path))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_no_bar_is_shown_while_a_model_is_loaded_and_all_is_as_before_afterwards(shown, tiny_bert, capfd):
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+    from transformers.utils import logging as bars
+
+    was = bars.is_progress_bar_enabled()
+    (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
+    try:
+        capfd.readouterr()
+        load_cross_encoder(str(tiny_bert), device="cpu")
+        assert capfd.readouterr().err == ""
+        assert bars.is_progress_bar_enabled() == shown
+        assert are_progress_bars_disabled() != shown
+    finally:
+        (bars.enable_progress_bar if was else bars.disable_progress_bar)()
+
+
+def test_a_model_that_is_nowhere_is_one_error_without_those_of_the_libraries_before_it():
+    with pytest.raises(NotFound) as failed:
+        load_policy("nobody/has-this-model")
+    shown = "".join(traceback.format_exception(failed.value))
+    assert shown.count("Traceback") == 1
+    assert "the hub does not have it or cannot be reached" in shown
 
 
 def test_a_bi_encoder_that_is_nowhere_says_where_it_was_looked_for():

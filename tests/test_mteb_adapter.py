@@ -4,6 +4,8 @@ import logging
 
 import numpy as np
 import pytest
+import torch
+from conftest import write_tiny_bert
 from ranking_models import a_reranker, constant_reranker, snippet_of
 
 pytest.importorskip("mteb", reason="pip install 'rerank[mteb]' to test the MTEB adapter")
@@ -15,9 +17,12 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.cache import ResultCache
 from mteb.models import CrossEncoderProtocol, ModelMeta
 
-from rerank import evaluate
+from rerank import Reranker, evaluate
 from rerank.errors import InputError, NotFound
 from rerank.integrations.mteb import MtebReranker
+from rerank.models.backbones import load_encoder
+from rerank.models.light import LightScorer
+from rerank.models.policy import ScorePolicy
 from rerank.retrieval.bm25 import BM25
 from rerank.types import Run
 
@@ -183,6 +188,32 @@ def test_a_model_trained_anew_is_evaluated_anew_and_the_same_one_is_not(tiny_ber
     assert asked == [same, other]
 
 
+def a_light_reranker(folder):
+    """A fresh light scorer, always with the same head, over the encoder in a folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return Reranker(ScorePolicy(LightScorer(load_encoder(str(folder), "float32", "cpu"))))
+
+
+def test_all_that_decides_the_scores_decides_the_revision(reranker, tiny_bert, tmp_path):
+    first, same, other = (a_light_reranker(f) for f in (tiny_bert, tiny_bert, write_tiny_bert(tmp_path / "x", seed=1)))
+    assert MtebReranker(first).revision == MtebReranker(same).revision != MtebReranker(other).revision
+    reranker.save_pretrained(tmp_path / "y")
+    loaded = [Reranker.from_pretrained(tmp_path / "y", "cpu", "float32", length) for length in (64, 64, 30)]
+    revisions = [MtebReranker(made).revision for made in loaded]
+    assert revisions[0] == revisions[1] != revisions[2]
+    parameters = MtebReranker(first).mteb_model_meta.n_parameters
+    encoder = sum(p.numel() for p in first.policy.scorer.store.encoder.model.parameters())
+    assert parameters == encoder + sum(p.numel() for p in first.policy.scorer.parameters())
+
+
+def test_a_model_that_wants_first_stage_scores_is_said_to_be_measured_without_them(tiny_bert, caplog):
+    made = MtebReranker(a_reranker(tiny_bert, first_stage={"bm25": 1.0}))
+    for _ in range(2):
+        made.predict([{"text": ["cup"]}], [{"text": ["tea"]}])
+    assert caplog.text.count("trained with scores of bm25, and ranks worse without them: MTEB hands over none") == 1
+
+
 def test_a_folder_gives_its_name_and_what_it_was_loaded_with(reranker, tmp_path):
     reranker.save_pretrained(tmp_path / "best")
     model = MtebReranker(str(tmp_path / "best"), device="cpu", precision="float32", max_length=30)
@@ -227,7 +258,7 @@ def test_the_example_of_the_module_runs(reranker, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "cache"))
-    reranker.save_pretrained("runs/quickstart/model")
+    reranker.save_pretrained("runs/quickstart/model/light")
     names = {"task": Reranking()}
     exec(snippet_of("rerank.integrations.mteb"), names)
     assert 0 < names["result"].task_results[0].scores["test"][0]["ndcg_at_10"] <= 1

@@ -22,6 +22,8 @@ from rerank.models.int8 import check_int8
 from rerank.models.loading import load_policy, save_policy
 from rerank.models.onnx import OnnxScorer
 from rerank.models.policy import FirstStageWeights, ScorePolicy
+from rerank.serving.asking import Question, Refusal
+from rerank.serving.reading import Reader, Slice
 from rerank.types import CandidateList
 
 QUERY = "how do i read a csv file"
@@ -163,6 +165,36 @@ def test_windows_of_a_long_document_are_read_as_with_torch(exported, tmp_path):
     wanted, found = (made(folder).predict([(QUERY, text), (QUERY, "tea")]) for made in (torch_of, onnx_of))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     assert onnx_of(folder).policy.scorer.pairs.windows == 3
+
+
+def test_a_length_beyond_the_model_is_told_as_with_torch_and_one_that_nobody_gave_is_not(exported, tmp_path, caplog):
+    shutil.copytree(exported, tmp_path / "model")
+    settings = json.loads((tmp_path / "model/rerank.json").read_text(encoding="utf8"))
+    del settings["max_length"]
+    (tmp_path / "model/rerank.json").write_text(json.dumps(settings), encoding="utf8")
+    for load in (onnx_of, torch_of):
+        with caplog.at_level(logging.WARNING):
+            assert load(tmp_path / "model").policy.scorer.max_length == 64
+            assert not caplog.records
+            assert load(tmp_path / "model", max_length=5000).policy.scorer.max_length == 64
+        assert "max_length 5000 is more than the model can read; 64 is used" in caplog.text
+        caplog.clear()
+
+
+def test_the_server_cuts_counts_and_refuses_as_with_torch(exported):
+    candidates = CandidateList("q", QUERY, tuple("abc"), ("one two three four", "word " * 100, "two"))
+    readers = [Reader(load(exported)) for load in (onnx_of, torch_of)]
+    for question in (Question(QUERY, candidates.texts), Question(QUERY, candidates.texts, max_tokens=2)):
+        (ours,), (theirs,) = (reader.read([Slice(question, candidates, 0)]) for reader in readers)
+        assert ours.tokens == theirs.tokens
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+    refused = []
+    for reader in readers:
+        with pytest.raises(Refusal) as caught:
+            reader.read([Slice(Question(QUERY, candidates.texts, truncate=False), candidates, 0)])
+        refused.append(caught.value.message)
+    assert refused[0] == refused[1]
+    assert refused[0].startswith("document 1 and the query")
 
 
 @pytest.mark.parametrize("precision", ["auto", "int8"])

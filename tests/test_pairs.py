@@ -82,13 +82,28 @@ def test_best_window_sends_its_gradient_to_the_best_row_alone():
     assert logits.grad.tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-def test_cut_documents_are_counted_and_said_once(tokenizer, caplog):
+def test_cut_documents_are_counted_and_said_again_after_an_hour_at_most(tokenizer, caplog, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("rerank.models.texts.time.monotonic", lambda: now[0])
     pairs = of(tokenizer)
     with caplog.at_level(logging.WARNING):
+        pairs.encode_pairs([("query", "d")])  # counts as well: it is of those of which some are cut
         pairs.encode_pairs([("query", "d " * 60), ("query", "d"), ("query", "e " * 80)])
         pairs.encode_pairs([("query", "f " * 60)])
-    assert [r.getMessage()[:70] for r in caplog.records] == [
-        "2 of 3 documents are longer than 1 window of 24 tokens and are cut (said once)"[:70]
+        now[0] += 3601
+        pairs.encode_pairs([("query", "g"), ("query", "h " * 60)])
+        now[0] += 3601
+        pairs.encode_pairs([("query", "g")])
+    assert [r.getMessage().partition(" (said")[0] for r in caplog.records] == [
+        f"{some} documents are longer than 1 window of 24 tokens and are cut" for some in ("2 of 4", "2 of 3")
+    ]
+
+
+def test_a_query_that_fills_the_window_is_told_apart_from_documents(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        of(tokenizer).encode_pairs([("query " * 60, "d"), ("query", "d")])
+    assert [r.getMessage().partition(" and is")[0] for r in caplog.records] == [
+        "in 1 of 2 pairs the query fills the window of 24 tokens"
     ]
 
 

@@ -11,6 +11,7 @@ from ranking_models import a_reranker, constant_reranker, snippet_of
 pytest.importorskip("pyterrier", reason="pip install 'rerank[pyterrier]' to test the PyTerrier step")
 
 import ir_measures
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 from pyterrier.testing import transformer_test_class
@@ -151,7 +152,7 @@ def test_all_queries_are_scored_in_one_call(step, frame, monkeypatch):
     calls = []
     inner = type(step.reranker).rank_many
     monkeypatch.setattr(
-        type(step.reranker), "rank_many", lambda self, q, *a: calls.append(len(q)) or inner(self, q, *a)
+        type(step.reranker), "rank_many", lambda self, q, **how: calls.append(len(q)) or inner(self, q, **how)
     )
     step(frame)
     assert calls == [3]
@@ -195,7 +196,26 @@ def test_a_rank_that_is_missing_comes_last_among_equal_scores(tiny_bert):
     assert out["docno"].tolist() == ["c", "b", "a"]
 
 
+@pytest.mark.parametrize(
+    "ranks",
+    [[1, 0, 2], ["1", "0", "2"], pd.array([1, 0, 2], dtype="Int64"), pd.Series(np.arange(3)[[1, 0, 2]], dtype=object)],
+)
+def test_ranks_of_any_kind_order_equal_scores(ranks, tiny_bert):
+    frame = pd.DataFrame({"qid": "1", "query": "q", "docno": ["a", "b", "c"], "text": "x"}).assign(rank=ranks)
+    assert RerankTransformer(constant_reranker(tiny_bert))(frame)["docno"].tolist() == ["b", "a", "c"]
+
+
 # Bad input
+
+
+def test_a_rank_that_is_no_number_and_a_column_that_is_there_twice_are_refused(step):
+    frame = pd.DataFrame({"qid": "1", "query": "q", "docno": ["a", "b"], "text": "x", "rank": ["0", "last"]})
+    with pytest.raises(InputError, match="column 'rank' holds 'last', which is no number"):
+        step(frame)
+    with pytest.raises(InputError, match="the frame has 2 columns 'text': rename or drop all but one"):
+        step(pd.concat([frame, frame[["text"]]], axis=1))
+    with pytest.raises(InputError, match="qid '1', docno 'a': the text has a lone surrogate"):
+        step(frame.drop(columns="rank").assign(text=pd.Series(["x\ud800", "x"], dtype=object)))
 
 
 @pytest.mark.parametrize("text", [None, float("nan"), 7])
@@ -227,7 +247,7 @@ def test_without_pyterrier_the_message_is_the_line_to_type(monkeypatch):
 
 def test_the_model_may_be_a_folder_and_the_example_of_the_module_runs(reranker, tmp_path, frame, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    reranker.save_pretrained("runs/quickstart/model")
+    reranker.save_pretrained("runs/quickstart/model/light")
     topics = pd.DataFrame([{"qid": "q1", "query": QUERIES["q1"]}])
     names = {"first_stage": pt.Transformer.from_df(frame), "topics": topics}
     exec(snippet_of("rerank.integrations.pyterrier"), names)

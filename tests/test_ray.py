@@ -68,6 +68,11 @@ def test_it_pickles_without_its_model_before_and_after_use(model):
     assert len(sent) < 1000
     copy = pickle.loads(sent)
     assert copy == rank
+    assert hash(copy) == hash(rank)
+    read = RankBatch(model, reading={"window": 2})
+    assert pickle.loads(pickle.dumps(read)) == read != RankBatch(model)
+    with pytest.raises(InputError, match="say how a language model reads lists"):
+        read(columns())
     assert "_reranker" not in vars(copy)
     np.testing.assert_array_equal(copy(columns())["score"], scores)
 

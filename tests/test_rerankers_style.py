@@ -3,6 +3,8 @@
 import asyncio
 import pickle
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from ranking_models import a_reranker, snippet_of
@@ -126,7 +128,7 @@ def test_one_document_has_rank_1_and_may_be_a_bare_text(ranker):
 
 def test_top_k_of_more_than_all_gives_all_and_of_none_gives_none(ranker):
     results = ranker.rank(QUERY, DOCS)
-    assert results.top_k(99) == results.results
+    assert results.top_k(99) == results.top_k(None) == results.results
     assert results.top_k(0) == []
 
 
@@ -165,6 +167,18 @@ def test_a_langchain_compressor_keeps_the_k_best_with_their_logits(ranker):
     assert [document.metadata["relevance_score"] for document in kept] == pytest.approx([r.score for r in best])
 
 
+def test_what_the_package_takes_is_taken(engine, tmp_path):
+    engine.save_pretrained(tmp_path)
+    made = Reranker(str(tmp_path), dtype="fp32", batch_size=8, device="cpu")
+    assert made.reranker.policy.scorer.precision == "float32"
+    assert Reranker(str(tmp_path), dtype=torch.bfloat16, device="cpu").reranker.policy.scorer.precision == "bfloat16"
+    for docs in (np.array(DOCS), pd.Series(DOCS), tuple(DOCS)):
+        results = made.rank(QUERY, docs, doc_ids=np.arange(5), metadata=pd.Series([{"i": i} for i in range(5)]))
+        assert [r.doc_id for r in results] == [r.doc_id for r in made.rank(QUERY, DOCS)]
+        assert {type(r.doc_id) for r in results} == {int}
+    assert len(set(results)) == 5
+
+
 # Bad input
 
 
@@ -188,9 +202,9 @@ def test_what_cannot_be_ranked_is_named(docs, told, problem, ranker):
         ranker.rank(QUERY, docs, **told)
 
 
-@pytest.mark.parametrize("k", [-1, True, "3", 2.5, None])
+@pytest.mark.parametrize("k", [-1, True, "3", 2.5])
 def test_a_k_that_is_no_count_is_refused(k, ranker):
-    with pytest.raises(InputError, match="k must be a whole number of at least 0"):
+    with pytest.raises(InputError, match="k must be a whole number of at least 1, or 0, or None"):
         ranker.rank(QUERY, DOCS).top_k(k)
 
 
@@ -205,7 +219,7 @@ def test_a_model_that_is_not_there_or_cannot_be_loaded_so_is_refused(tmp_path, e
 
 def test_the_example_of_the_module_runs(engine, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    engine.save_pretrained("runs/quickstart/model")
+    engine.save_pretrained("runs/quickstart/model/light")
     exec(snippet_of("rerank.integrations.rerankers"), {"docs": DOCS[:3]})
-    best = Ours.from_pretrained("runs/quickstart/model").rank("who wrote Faust", DOCS[:3])[0]
+    best = Ours.from_pretrained("runs/quickstart/model/light").rank("who wrote Faust", DOCS[:3])[0]
     assert capsys.readouterr().out.startswith(f"1 {'abc'[best.index]} {best.score} {best.text}")

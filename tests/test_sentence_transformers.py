@@ -298,6 +298,7 @@ def test_a_list_with_nothing_to_teach_is_left_out_and_that_is_said(model, caplog
         ({"objective": "R"}, "write R@10"),
         ({"objective": 3}, "name of a measure or a loss"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": "1"}, "temperature must be greater than 0, not '1'"),
         ({"samples": 1}, "at least 2"),
         ({"mini_batch_size": 2.5}, "whole number"),
         ({"utility": "logg"}, "utility"),
@@ -315,6 +316,9 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(settings, message, model)
     ("inputs", "labels", "message"),
     [
         (INPUTS, torch.ones(2), "one label for each row"),
+        (INPUTS, [row.tolist() for row in LABELS], r"a tensor \[n\] for each query is needed, .*: \[\["),
+        ([["q"], [["a", None]]], [torch.tensor([1.0, 0.0])], "row 0: document 1 must be a text, not NoneType"),
+        ([[], []], [], "no document"),
         ([*INPUTS, DOCUMENTS], LABELS, "not 3"),
         (INPUTS, LABELS[::-1], "5 documents and 3 labels"),
         ([QUERIES, ["a text", "another"]], LABELS, "a list of texts"),

@@ -1,41 +1,36 @@
-"""The two pages of the server in a real browser: they show what the models say, and ask nothing elsewhere."""
+"""The page of the server in a real browser: it shows what the models say, and asks nothing elsewhere."""
 
 import ast
 import json
-import math
-import os
 import re
 import shutil
 import subprocess
-import threading
 import time
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
+from serving_site import (
+    HOSTILE,
+    KEY,
+    WIDER,
+    a_browser,
+    a_shelf,
+    listening,
+    looking,
+    numbers,
+    playwright,
+    serving,
+    tiny,
+    wanting,
+)
 from test_browser import COLOURS
 
 import rerank.serving
-from rerank import Reranker
-from rerank.models.backbones import load_cross_encoder
-from rerank.models.calibration import Calibration
-from rerank.models.policy import ScorePolicy
 from rerank.serving.limits import Limits
-from rerank.serving.shelf import Shelf, aliases_of, named
-from rerank.testing import NumberScorer
 
-pytest.importorskip("fastapi", reason="serving is the extra serve")
-uvicorn = pytest.importorskip("uvicorn", reason="serving is the extra serve")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'rerank[dev]'")
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 EXAMPLES = ("Sourdough", "Code", "Languages")
 PAGES = ("page.html", "docs.html")
-KEY = "a-key-of-enough-letters"
-RUNNING = "window.ran = (window.ran || 0) + 1"
-HOSTILE = f"</textarea></script><script>{RUNNING}</script><img src=x onerror='{RUNNING}'><b>bold</b> \u202e reversed"
 ODD = [
     "it's a 'quoted' \\ \"text\"",
     "`echo no` $HOME $(echo no)",
@@ -44,105 +39,35 @@ ODD = [
     HOSTILE,
 ]
 NUMBERS = ["number 3", "number 99", "number 1", "number 40"]
-WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-ANSWERED = re.compile(r"^Failed to load resource: the server responded with a status of \d+")
-"""What the browser itself writes to its console of an answer that is a refusal."""
-
-
-# ------------------------------------------------------------------------------------------------- servers and browser
-def tiny(folder):
-    """A calibrated cross-encoder with random weights."""
-    scorer, _ = load_cross_encoder(str(folder), max_length=64, precision="float32", device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(9)
-        torch.nn.init.normal_(scorer.model[-1].linear.weight, std=0.3)
-    policy = ScorePolicy(scorer, budget=2000)
-    policy.calibration = Calibration("affine", a=2.0, b=-0.5)
-    return Reranker(policy)
-
-
-def a_shelf(limits=None):
-    models = [named("tiny=nowhere"), named("numbers=elsewhere")]
-    return Shelf(models, aliases_of(["another=tiny"], models), limits or Limits())
-
-
-@contextmanager
-def listening(shelf, keys=()):
-    """The address of a server over the models of a shelf."""
-    from rerank.serving.app import app_of
-
-    server = uvicorn.Server(uvicorn.Config(app_of(shelf, keys), port=0, log_level="error", lifespan="off", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.01)
-    assert server.started
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        shelf.close(1.0)
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")
 def models(tiny_bert):
-    return {"tiny": tiny(tiny_bert), "numbers": Reranker(ScorePolicy(NumberScorer()))}
+    return {"tiny": tiny(tiny_bert), "numbers": numbers()}
 
 
 @pytest.fixture(scope="module")
 def site(models):
-    shelf = a_shelf()
-    shelf.fill(models)
-    with listening(shelf) as url:
+    with serving(models, aliases=["another=tiny"]) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def keyed(models):
-    shelf = a_shelf()
-    shelf.fill(models)
-    with listening(shelf, [KEY]) as url:
+    with serving(models, [KEY]) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser on the path (looked for {', '.join(BROWSERS)})")
-    # Chromium refuses its sandbox to root, as whom containers often run.
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
+    with a_browser() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
 def look(browser):
-    """Opens a page; afterwards nothing may have gone wrong on it (its own policy included), or been asked elsewhere."""
-    contexts, wrong, elsewhere = [], [], []
-
-    def opened(url, **settings):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
-        contexts.append(context)
-        context.set_default_timeout(15_000)
-        page = context.new_page()
-        page.on("console", lambda message: None if ANSWERED.match(message.text) else wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        own = (url[: url.index("/", len("http://")) + 1], "data:")
-        page.on("request", lambda request: None if request.url.startswith(own) else elsewhere.append(request))
-        page.goto(url)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
-    assert [request.url for request in elsewhere] == []
+    with looking(browser) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -313,6 +238,68 @@ def test_broken_json_is_told_and_never_ranked_as_json(at, pasted, problem):
     assert page.locator("#remark").is_hidden() and page.locator(".row").count() == len(pasted.splitlines())
 
 
+# -------------------------------------------------------------------------------------------------- first-stage scores
+SCORED = [
+    {"text": "number 3", "first stage": 0.1, "bm25": 9.5, "year": 2020},
+    {"text": "number 99", "first stage": 0.3, "bm25": 1},
+    {"text": "number 1", "first stage": 0.2},
+]
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """A model that wants first-stage scores, and the address of a server that asks for a key."""
+    model = wanting()
+    with serving({"wants": model, "numbers": numbers()}, [KEY]) as url:
+        yield model, url
+
+
+@pytest.fixture
+def asked(look, scored):
+    """Its page, the key given and no model known yet."""
+    page = look(scored[1])
+    page.get_by_label("Key of this server").fill(KEY)
+    return page
+
+
+def test_scores_that_come_with_documents_are_handed_to_the_model_that_wants_them(asked, scored):
+    paste(asked, SCORED)
+    rank(asked)
+    assert asked.locator("#understood").inner_text() == "3 documents, a JSON list, with scores of first stage and bm25"
+    given = {"first stage": [0.1, 0.3, 0.2], "bm25": [9.5, 1.0, float("nan")]}
+    wanted = scored[0].rank("which is large", SCORED, first_stage=given, probabilities=True)
+    assert order(asked) == [hit.index for hit in wanted] == [0, 1, 2]
+    assert scores(asked) == pytest.approx({hit.index: hit.probability for hit in wanted}, abs=1e-4)
+    choose(asked, "logits")
+    assert scores(asked) == pytest.approx({hit.index: hit.score for hit in wanted}, abs=1e-4)
+    assert asked.locator("#warned").is_hidden()
+    body = copied(asked, "curl").partition("-d '")[2].rstrip("'")
+    assert json.loads(body)["first_stage"] == {"first stage": [0.1, 0.3, 0.2], "bm25": [9.5, 1, None]}
+    assert "'bm25': [9.5, 1, None]" in ast.unparse(ast.parse(asked.locator("#python").text_content()))
+
+
+def test_a_model_that_goes_without_the_scores_it_wants_says_so_and_how_they_can_be_given(asked, scored):
+    paste(asked, NUMBERS)
+    rank(asked)
+    told = asked.locator("#warned").inner_text()
+    assert "first stage, bm25" in told and 'as JSON: {"text": "…", "first stage": 0.64, "bm25": 12.3}' in told
+    assert order(asked) == [hit.index for hit in scored[0].rank("which is large", NUMBERS)]
+    rank(asked, "numbers")
+    asked.locator("#warned").wait_for(state="hidden")
+    paste(asked, [{"text": text, "first stage": 1} for text in NUMBERS])
+    rank(asked, "wants")
+    assert "no document came with a score of bm25" in asked.locator("#warned").inner_text()
+
+
+def test_other_scores_of_the_same_documents_take_the_ranking_away(asked):
+    paste(asked, SCORED)
+    rank(asked)
+    paste(asked, [{**SCORED[0], "bm25": -50}, *SCORED[1:]])
+    asked.locator("#controls").wait_for(state="hidden")
+    rank(asked)
+    assert order(asked) != [0, 1, 2]
+
+
 # ---------------------------------------------------------------------------------------------------------- movement
 def test_every_row_sets_out_from_where_it_was(at):
     page = at(viewport={"width": 1280, "height": 1200})
@@ -369,6 +356,16 @@ def test_without_calibration_there_is_no_threshold_and_the_page_says_why(at):
     assert "logistic of the logit, no probabilities" in told and "not calibrated" in told
 
 
+def test_what_the_numbers_mean_is_one_step_away(at):
+    page = at()
+    paste(page, NUMBERS)
+    rank(page)
+    page.get_by_role("link", name="How to read them").click()
+    page.locator("h2", has_text="What the numbers mean").wait_for()
+    playwright.expect(page.locator("#h-scores")).to_be_in_viewport()
+    assert page.locator("#calibrated").inner_text() == "Here, tiny is calibrated, numbers is not calibrated."
+
+
 # ------------------------------------------------------------------------------------------------- refusals and the key
 def test_a_refusal_is_told_in_the_servers_words(at):
     page = at()
@@ -385,9 +382,7 @@ def test_a_refusal_is_told_in_the_servers_words(at):
 
 
 def test_too_many_documents_are_told_before_and_after_they_are_sent(look, models):
-    shelf = a_shelf(Limits(documents=3))
-    shelf.fill(models)
-    with listening(shelf) as url:
+    with serving(models, limits=Limits(documents=3)) as url:
         page = look(url)
         page.locator("#server", has_text="2 models").wait_for()
         paste(page, NUMBERS)
@@ -398,7 +393,7 @@ def test_too_many_documents_are_told_before_and_after_they_are_sent(look, models
 
 def test_a_key_is_asked_for_and_kept_nowhere(look, keyed):
     page = look(keyed)
-    page.locator("#problem", has_text="key is missing").wait_for()
+    page.locator("#problem", has_text="This server asks for a key: type it into the field for it.").wait_for()
     field = page.get_by_label("Key of this server")
     assert field.get_attribute("type") == "password"
     paste(page, NUMBERS)
@@ -413,12 +408,12 @@ def test_a_key_is_asked_for_and_kept_nowhere(look, keyed):
     assert KEY not in page.evaluate(kept)
     assert KEY not in snippets and snippets.count("RERANK_API_KEY") == 2
     page.reload()
-    page.locator("#problem", has_text="key is missing").wait_for()
+    page.locator("#problem", has_text="asks for a key").wait_for()
     assert field.input_value() == ""
 
 
 def test_a_server_that_is_loading_is_asked_again(look, models):
-    shelf = a_shelf()
+    shelf = a_shelf(aliases=["another=tiny"])
     with listening(shelf) as url:
         page = look(url)
         page.locator("#problem", has_text="being loaded").wait_for()
@@ -484,24 +479,16 @@ def test_the_copied_python_asks_exactly_this(at, site):
 
 # --------------------------------------------------------------------------------------------------------------- edges
 def test_hostile_documents_and_names_stay_texts(look, models):
-    listed = [named(f"{HOSTILE}=nowhere"), named("numbers=elsewhere")]
-    shelf = Shelf(listed, {}, Limits())
-    shelf.fill({listed[0].name: models["tiny"], "numbers": models["numbers"]})
-    with listening(shelf) as url:
+    with serving({HOSTILE: models["tiny"], "numbers": models["numbers"]}) as url:
         page = look(url)
         page.locator("#server", has_text="2 models").wait_for()
         paste(page, [HOSTILE, "number 4"], query=HOSTILE)
         page.locator("#other").select_option("numbers")
         rank(page)
         page.locator("#copies summary").click()
-        docs = look(url + "docs")
-        docs.locator("#lines pre").first.wait_for()
-        for code in docs.locator("#lines pre").all_inner_texts():
-            ast.parse(code)
-        for one in (page, docs):
-            assert one.evaluate("window.ran") is None
-            assert one.locator("img, iframe, object, embed, main b:not(.moved b, .client b)").count() == 0
-            assert one.locator("script").count() == 1
+        assert page.evaluate("window.ran") is None
+        assert page.locator("img, iframe, object, embed, main b:not(.moved b)").count() == 0
+        assert page.locator("script").count() == 1
         shown = page.locator("#column-0 .text", has_text="<b>bold</b>")
         # What turns letters round ends with its text.
         assert shown.evaluate("e => getComputedStyle(e).unicodeBidi") in ("isolate", "plaintext")
@@ -597,11 +584,6 @@ def test_nothing_is_wider_than_the_screen(look, site, width):
         button.click()
     settle(page)
     assert page.evaluate(WIDER) == 0
-    docs = look(site + "docs", viewport={"width": width, "height": 844})
-    docs.locator(".route").first.wait_for()
-    docs.evaluate("for (const route of document.querySelectorAll('.route')) route.open = true")
-    docs.locator(".inside").last.wait_for()
-    assert docs.evaluate(WIDER) == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -612,20 +594,14 @@ def test_text_can_be_read_in_light_and_dark(look, site, scheme):
     rank(page, "tiny")
     page.get_by_label("Threshold as a number").fill("0.3")
     page.locator("#copies summary").click()
-    docs = look(site + "docs#rerank-post", color_scheme=scheme)
-    docs.locator("#rerank-post .inside").wait_for()
-    for one in (page, docs):
-        dark = one.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (dark == "rgb(20, 23, 26)") == (scheme == "dark")
-        body = one.evaluate(
-            COLOURS, "h1, h2, h3, .row:not(.below) .text, .row:not(.below) .place, pre, td:not(.type), b, #understood"
-        )
-        assert len(body) > 10 and min(body) >= 4.5
-        rest = one.evaluate(
-            COLOURS,
-            "p, label, .soft, .moved, .below .text, .score, button, a, summary span, .type, code, footer, option",
-        )
-        assert len(rest) > 10 and min(rest) >= 4.5
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (dark == "rgb(20, 23, 26)") == (scheme == "dark")
+    body = page.evaluate(
+        COLOURS, "h1, h2, .row:not(.below) .text, .row:not(.below) .place, pre, b, #understood, #warned li"
+    )
+    assert len(body) > 10 and min(body) >= 4.5
+    rest = page.evaluate(COLOURS, "p, label, .soft, .moved, .below .text, .score, button, a, footer, option")
+    assert len(rest) > 10 and min(rest) >= 4.5
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -637,133 +613,3 @@ def test_a_page_is_one_file_with_one_style_and_one_script(name):
     assert not re.search(r"(?:src|href)=[\"'](?!data:,|docs|openapi\.json|\./|#)", outside)
     assert not re.search(r"https?://", text.replace("http://www.w3.org/2000/svg", ""))
     assert "innerHTML" not in text and "localStorage" not in text and "sessionStorage" not in text
-
-
-# ---------------------------------------------------------------------------------------------------------------- docs
-@pytest.fixture
-def docs(look, site):
-    page = look(site + "docs")
-    page.locator(".route").first.wait_for()
-    return page
-
-
-def described():
-    from rerank.serving.wire.openapi import openapi
-
-    return openapi()
-
-
-def slug(path):
-    return re.sub(r"[^A-Za-z0-9]+", "-", path).strip("-")
-
-
-def test_every_path_is_drawn_with_its_fields_examples_and_errors(docs):
-    spec = described()
-    shown = list(
-        zip(
-            docs.locator(".route .method").all_inner_texts(),
-            docs.locator(".route .path").all_inner_texts(),
-            strict=True,
-        )
-    )
-    assert sorted(shown) == sorted((method.upper(), path) for path, item in spec["paths"].items() for method in item)
-    docs.evaluate("for (const route of document.querySelectorAll('.route')) route.open = true")
-    docs.locator(".inside").last.wait_for()
-    assert docs.locator(".inside").count() == len(shown)
-    for path, item in spec["paths"].items():
-        if "post" not in item:
-            continue
-        route = docs.locator(f"[id='{slug(path)}-post']")
-        fields = route.locator(".fields td:first-child code").all_inner_texts()
-        assert len(fields) == len(set(fields)) > 2, path
-        assert "raw_scores" in fields or path.endswith("score") or "weaviate" in path
-        errors = route.locator("table:not(.fields) code").all_inner_texts()
-        assert {"400", "401", "413", "422", "429", "503"} <= set(errors)
-
-
-def test_every_example_can_be_sent_and_is_answered(docs):
-    spec = described()
-    for path in (path for path, item in spec["paths"].items() if "post" in item):
-        docs.evaluate("hash => { location.hash = hash; }", f"{slug(path)}-post")
-        route = docs.locator(f"[id='{slug(path)}-post']")
-        route.locator(".inside").wait_for()
-        examples = max(route.locator("select option").count(), 1)
-        for i in range(examples):
-            if examples > 1:
-                route.locator("select").select_option(index=i)
-            with docs.expect_response(f"**{path}") as waiting:
-                route.locator(".send").click()
-            assert waiting.value.status == 200, (path, waiting.value.text())
-            route.locator(".status", has_text="200 OK").wait_for()
-            answer = json.loads(route.locator(".answered").text_content())
-            assert answer == waiting.value.json()
-
-
-def test_a_refused_request_shows_the_servers_words(docs):
-    docs.evaluate("location.hash = 'v2-rerank-post'")
-    route = docs.locator("#v2-rerank-post")
-    route.locator("textarea").fill('{"query": "it\'s", "documents": [1]}')
-    assert "it'\\''s" in route.locator("pre[aria-label=curl]").text_content()
-    route.locator("textarea").press("Control+Enter")
-    route.locator(".status.bad", has_text="422").wait_for()
-    assert "documents" in json.loads(route.locator(".answered").text_content())["message"]
-
-
-def test_the_key_of_a_server_can_be_given_where_it_is_asked_for(look, keyed):
-    page = look(keyed + "docs#v1-rerank-post")
-    route = page.locator("#v1-rerank-post")
-    route.locator(".send").click()
-    route.locator(".status.bad", has_text="401").wait_for()
-    route.get_by_label("Key of this server").fill(KEY)
-    assert "$RERANK_API_KEY" in route.locator("pre[aria-label=curl]").text_content()
-    route.locator(".send").click()
-    route.locator(".status", has_text="200").wait_for()
-    assert KEY not in page.url and KEY not in route.locator("pre[aria-label=curl]").text_content()
-
-
-def test_every_line_for_a_client_is_python_with_this_servers_address(docs, site):
-    lines = docs.locator("#lines pre").all_inner_texts()
-    assert len(lines) > 8
-    paths = set(described()["paths"])
-    for code in lines:
-        texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
-        addresses = [text for text in texts if isinstance(text, str) and text.startswith("http")]
-        assert len(addresses) == 1 and addresses[0].startswith(site.rstrip("/"))
-        rest = addresses[0].removeprefix(site.rstrip("/"))
-        assert not rest or any(path.startswith(rest) for path in paths)
-        assert "NAME" not in code and "BASE" not in code
-
-
-def test_any_openapi_document_is_drawn(look, site):
-    following = {"name": {"type": "string", "minLength": 1}, "next": {"$ref": "#/components/schemas/Node"}}
-    size = {"type": ["integer", "null"], "minimum": 2, "default": 3}
-    sized = {"type": "object", "required": ["size"], "properties": {"size": size}}
-    both = {"allOf": [{"$ref": "#/components/schemas/Node"}, sized]}
-    one_of_two = {"name": "b", "in": "path", "required": True, "schema": {"enum": ["x", "y"]}}
-    body = {"content": {"application/json": {"schema": both}}}
-    put = {"tags": ["t"], "summary": "Does `c`", "requestBody": body, "responses": {"204": {"description": "done"}}}
-    bare = {"content": {"application/json": {}}}
-    post = {"description": "two\n\nparagraphs", "requestBody": bare, "responses": {"default": {"description": "any"}}}
-    spec = {
-        "openapi": "3.1.0",
-        "info": {"title": HOSTILE, "version": "9"},
-        "components": {"schemas": {"Node": {"type": "object", "required": ["name"], "properties": following}}},
-        "paths": {
-            "/a/{b}": {"get": {"parameters": [one_of_two], "responses": {}}},
-            "/c": {"put": put},
-            "/d": {"post": post},
-        },
-    }
-    page = look(site)
-    page.route("**/openapi.json", lambda route: route.fulfill(json=spec))
-    page.goto(site + "docs#c-put")
-    route = page.locator("#c-put")
-    assert json.loads(route.locator("textarea").input_value()) == {"name": "text", "size": 3}
-    rows = [re.sub(r"\s+", " ", row) for row in route.locator(".fields tbody tr").all_inner_texts()]
-    assert rows[0].startswith("name required text, at least 1 characters") and "object with name, next" in rows[1]
-    assert "whole number or null, from 2" in rows[2] and "default 3" in rows[2]
-    assert page.locator(".method").all_inner_texts() == ["GET", "POST", "PUT"]
-    page.evaluate("for (const one of document.querySelectorAll('.route')) one.open = true")
-    page.locator(".inside").nth(2).wait_for()
-    assert '"x" or "y"' in page.locator("#a-b-get").inner_text() and page.locator("#clients").is_hidden()
-    assert page.evaluate("window.ran") is None and math.isfinite(page.evaluate(WIDER))

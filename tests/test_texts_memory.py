@@ -3,8 +3,11 @@
 import gc
 import pickle
 import sys
-import threading
 import tracemalloc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,11 +19,12 @@ from hypothesis import strategies as st
 from rerank import Reranker
 from rerank.errors import InputError, Mismatch
 from rerank.models import texts as memory
-from rerank.models.backbones import load_cross_encoder
+from rerank.models.backbones import load_cross_encoder, load_encoder
 from rerank.models.encoder import VectorStore
 from rerank.models.language.listwise import ListwiseScorer
 from rerank.models.language.reading import Reading
 from rerank.models.light import LightScorer
+from rerank.models.loading import save_policy
 from rerank.models.pairs import ID, PairTokenizer
 from rerank.models.policy import ScorePolicy
 from rerank.models.texts import TextIds
@@ -139,7 +143,7 @@ def test_a_scorer_that_forgets_after_every_request_gives_the_same_ranking_and_do
     assert [(hit.index, hit.score) for hit in reranker.rank(QUERY, TEXTS)] == wanted
 
 
-@pytest.mark.parametrize("kind", ["cross-encoder", "listwise"])
+@pytest.mark.parametrize("kind", ["cross-encoder", "light", "listwise"])
 def test_items_that_were_encoded_before_are_good_after(kind, tiny_bert):
     scorer = scorer_of(kind, tiny_bert).eval()
     with torch.inference_mode():
@@ -152,28 +156,66 @@ def test_items_that_were_encoded_before_are_good_after(kind, tiny_bert):
 # Vectors
 
 
-def test_rows_of_forgotten_vectors_are_an_error_and_never_another_text():
+def test_rows_that_were_given_out_are_good_after_their_texts_were_forgotten():
     store = VectorStore(Letters())
     old = store.rows(["a", "b"])
     store.forget()
     new = store.rows(["c", "d"])
-    assert not set(old) & set(new)
-    np.testing.assert_array_equal(store.vectors(new), Letters().encode(["c", "d"]))
-    with pytest.raises(Mismatch, match="forgotten"):
-        store.vectors([new[0], old[1]])
+    assert old.vectors is not new.vectors
+    for rows, texts in ((old, ["a", "b"]), (new, ["c", "d"])):
+        np.testing.assert_array_equal(rows.vectors.matrix[rows.numbers], Letters().encode(texts))
+    assert store.held < 500
+    forgotten = weakref.ref(old.vectors)
+    del old, rows
+    gc.collect()
+    assert forgotten() is None, "nothing holds what was forgotten but the rows that were given out"
 
 
 def test_a_store_that_grows_by_small_steps_keeps_every_vector():
     store = VectorStore(Letters())
     asked = [f"{'abcdefgh'[i % 8] * (i % 13)}{i}" for i in range(500)]
-    rows = [row for i in range(0, 500, 7) for row in store.rows(asked[i : i + 7])]
-    np.testing.assert_array_equal(store.vectors(rows), np.concatenate([Letters().encode([text]) for text in asked]))
-    assert 500 * 8 * 4 <= store._matrix.nbytes <= 1.6 * 500 * 8 * 4
+    given = [store.rows(asked[i : i + 7]) for i in range(0, 500, 7)]
+    rows = [row for one in given for row in one.numbers]
+    vectors = np.concatenate([one.vectors.matrix[one.numbers] for one in given])
+    np.testing.assert_array_equal(vectors, np.concatenate([Letters().encode([text]) for text in asked]))
+    assert 500 * 8 * 4 <= given[-1].vectors.matrix.nbytes <= 1.6 * 500 * 8 * 4
     assert store.dim == 8
     store.forget(beyond=store.held)
-    assert store.rows(asked) == rows
+    assert store.rows(asked).numbers == rows
     store.forget()
     assert (store.held, store.dim) == (0, 8)
+
+
+def test_a_store_with_a_bound_keeps_to_it_and_gives_the_same_vectors_and_one_without_keeps_all():
+    bounded, unbounded, most = VectorStore(Letters(), kept=5_000), VectorStore(Letters()), 0
+    asked = [[f"{'abcdefgh'[i % 8] * (i % 5)}{i} {k}" for k in range(20)] for i in range(50)]
+    for texts in asked:
+        np.testing.assert_array_equal(bounded.encode(texts), Letters().encode(texts))
+        unbounded.rows(texts)
+        most = max(most, bounded.held)
+    assert 2_000 < most <= 5_000
+    everything = [text for texts in asked for text in texts]
+    held = unbounded.held
+    assert sorted(unbounded.rows(everything).numbers) == list(range(1000))
+    assert unbounded.held == held > 50_000
+    np.testing.assert_array_equal(bounded.encode(everything), Letters().encode(everything))
+    assert bounded.held <= 5_000
+
+
+def test_a_light_model_that_was_loaded_to_rank_has_a_bound_and_one_that_is_trained_has_none(
+    tiny_bert, tmp_path, monkeypatch
+):
+    policy = ScorePolicy(LightScorer(load_encoder(str(tiny_bert), "float32", "cpu"), 8))
+    save_policy(policy, tmp_path)
+    monkeypatch.setattr("rerank.models.loading.VECTORS_KEPT", 10_000)
+    loaded = Reranker.from_pretrained(tmp_path, "cpu", "float32")
+    held = []
+    for i in range(12):
+        loaded.rank(f"query {i}", [f"document {i} {k}" for k in range(10)])
+        held.append(loaded.policy.scorer.store.held)
+    assert max(held) <= 10_000
+    assert sum(after > before for before, after in pairwise(held)) > 2, "within its bound it does remember"
+    assert policy.scorer.store.kept is None
 
 
 def test_vectors_of_another_length_are_refused():
@@ -183,27 +225,75 @@ def test_vectors_of_another_length_are_refused():
         store.add(["b"], np.ones((1, 5), dtype=np.float32))
 
 
-def test_threads_that_share_a_store_get_their_own_vectors():
-    store, wrong = VectorStore(Letters()), []
-
-    def ask(k):
-        for i in range(60):
-            texts = [f"{'abcdefgh'[(k + i) % 8] * (i % 5)} {k} {i} {n}" for n in range(3)]
-            wrong.append(not np.array_equal(store.encode(texts), Letters().encode(texts)))
-
+@contextmanager
+def switching_often():
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=ask, args=(k,)) for k in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        yield
     finally:
         sys.setswitchinterval(before)
-    assert len(wrong) == 360
-    assert not any(wrong)
-    assert pickle.loads(pickle.dumps(store)).rows(["zz"]) == [len(store._row)]
+
+
+def in_threads(n, ask):
+    """What `ask(k)` returned in each of `n` threads at once."""
+    with switching_often(), ThreadPoolExecutor(n) as threads:
+        return list(threads.map(ask, range(n)))
+
+
+def test_threads_that_share_a_store_get_their_own_vectors():
+    store = VectorStore(Letters())
+
+    def ask(k):
+        asked = [[f"{'abcdefgh'[(k + i) % 8] * (i % 5)} {k} {i} {n}" for n in range(3)] for i in range(60)]
+        return [np.array_equal(store.encode(texts), Letters().encode(texts)) for texts in asked]
+
+    assert in_threads(6, ask) == [[True] * 60] * 6
+
+
+@pytest.mark.parametrize("kind", ["cross-encoder", "light", "listwise"])
+def test_a_ranking_is_right_while_other_threads_let_the_model_forget(kind, tiny_bert):
+    shared, alone = (Reranker(ScorePolicy(scorer_of(kind, tiny_bert))) for _ in range(2))
+    asked = [(f"ab {i}", [f"{'abcdefgh'[(i + n) % 8] * n} {i}" for n in range(5)]) for i in range(8)]
+    wanted = [alone.rank(*one) for one in asked]
+
+    def ask(k):
+        found = []
+        for one in asked[k:] + asked[:k]:
+            found.append(shared.rank(*one))
+            shared.forget()
+        return found[len(asked) - k :] + found[: len(asked) - k]
+
+    for found in in_threads(4, ask):
+        for own, theirs in zip(found, wanted, strict=True):
+            assert [hit.index for hit in own] == [hit.index for hit in theirs]
+            assert [hit.score for hit in own] == pytest.approx([hit.score for hit in theirs], abs=1e-6)
+
+
+def test_a_micro_batch_may_hold_items_from_before_and_after_forgetting(tiny_bert):
+    scorer = scorer_of("light", tiny_bert).eval()
+    reranker = Reranker(ScorePolicy(scorer))
+    lists = [reranker.candidates(f"{letter} query", TEXTS) for letter in "abcd"]
+    with torch.inference_mode():
+        wanted = torch.cat([scorer.logits(scorer.encode([candidates])) for candidates in lists])
+        items = []
+        for candidates in lists:
+            items += scorer.encode([candidates])
+            scorer.forget()
+        order = [5, 0, 11, 3, 8, 1, 10, 2, 9, 4, 7, 6]
+        assert torch.equal(scorer.logits([items[i] for i in order]), wanted[order])
+
+
+@pytest.mark.parametrize("kind", ["cross-encoder", "light", "listwise"])
+def test_the_pickle_of_a_reranker_holds_no_text_that_it_has_ranked(kind, tiny_bert):
+    scorer = scorer_of(kind, tiny_bert)
+    reranker = Reranker(ScorePolicy(scorer))
+    fresh = len(pickle.dumps(reranker))
+    wanted = reranker.rank("whose whisper", [f"this document is a whisper {i}" for i in range(50)])
+    sent = pickle.dumps(reranker)
+    assert b"whisper" not in sent
+    assert len(sent) <= fresh + 100
+    assert pickle.loads(sent).rank("whose whisper", [f"this document is a whisper {i}" for i in range(50)]) == wanted
 
 
 # Pairs, as the server asks for them

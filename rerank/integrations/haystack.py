@@ -2,27 +2,34 @@
 
     from haystack_integrations.components.rankers.rerank import RerankRanker
 
-    ranker = RerankRanker(model="runs/quickstart/model", top_k=3)
+    ranker = RerankRanker(model="runs/quickstart/model/light", top_k=3)
     for document in ranker.run(query="who wrote Faust", documents=documents)["documents"]:
         print(document.score, document.content)
 
 A pipeline that is read from YAML may name classes of `haystack_integrations` and of no other third party, unless the
 caller lists them. So that is where the class says it lives, and where `haystack_integrations/components/rankers/rerank`
-imports it from here. Extra: pip install 'rerank[haystack]'.
+imports it from here. Extra: `haystack`.
+
+Scores are from 0 to 1, as in all adapters for applications: the probability of relevance where the model is calibrated,
+else the logistic of the logit; `scale_score=False` gives logits. A model that was trained with first-stage scores gets
+them from the documents: `first_stage="bm25"` says that a document's own score is that of bm25, `{"bm25": "score",
+"dense": "dense_score"}` that dense's is in its meta.
 """
 
 # No `from __future__ import annotations` in this file: Haystack 2 takes the annotations of `run` as they stand there,
 # and does not see that "list[Document]" is list[Document].
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isnan
+from functools import partial
+from math import inf, isnan
 from pathlib import Path
 from typing import Any, final
 
 from rerank.errors import InputError, need
-from rerank.integrations.loading import LazyReranker
+from rerank.given import checked_count, is_list
+from rerank.integrations.first_stage import OWN, FirstStage
+from rerank.integrations.loading import LazyReranker, written
 from rerank.reranker import Reranker
 
 try:
@@ -52,6 +59,7 @@ class RerankRanker:
         score_threshold: float | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        first_stage: str | dict[str, str] | None = None,
         device: str | ComponentDevice | None = None,
         precision: str | None = None,
         max_length: int | None = None,
@@ -63,9 +71,13 @@ class RerankRanker:
         `top_k`: how many documents are kept, None for all. `scale_score`: scores from 0 to 1, the probability where
         the model is calibrated; otherwise logits. `score_threshold`: documents with a lower score, as it is given out,
         are dropped. `meta_fields_to_embed`: values that stand before the text, with `embedding_separator` between.
+        `first_stage`: retriever -> "score", for the document's own, or a key of its meta; a retriever's name alone
+        stands for the first.
         The others are those of `Reranker.from_pretrained`; None leaves it to decide.
         """
-        _check(top_k, score_threshold)
+        _check(top_k, score_threshold, scale_score)
+        if not is_list(meta_fields_to_embed or ()):
+            raise InputError(f"meta_fields_to_embed must be a list, as ['title'], not {meta_fields_to_embed!r}")
         self.model = str(model) if isinstance(model, Path) else model
         self.top_k = top_k
         self.scale_score = scale_score
@@ -74,7 +86,9 @@ class RerankRanker:
         self.embedding_separator = embedding_separator
         self.device = device.to_torch_str() if isinstance(device, ComponentDevice) else device
         self.how = {"precision": precision, "max_length": max_length, "backend": backend, "reading": reading}
-        self._ranker = LazyReranker(self.model, device=self.device, **self.how)
+        self.first_stage = first_stage
+        stage = FirstStage(first_stage, "give first_stage='NAME', or {'NAME': 'META KEY', ...}")
+        self._ranker = LazyReranker(self.model, stage, device=self.device, **self.how)
 
     def warm_up(self) -> None:
         """Load the model, unless it is loaded."""
@@ -82,19 +96,15 @@ class RerankRanker:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, as YAML holds them."""
-        if isinstance(self.model, Reranker):
-            raise InputError(
-                "a RerankRanker made of a loaded Reranker cannot be written down: save it with save_pretrained(FOLDER) "
-                "and make the ranker with model=FOLDER"
-            )
         return default_to_dict(
             self,
-            model=self.model,
+            model=written(self.model),
             top_k=self.top_k,
             scale_score=self.scale_score,
             score_threshold=self.score_threshold,
             meta_fields_to_embed=self.meta_fields_to_embed,
             embedding_separator=self.embedding_separator,
+            first_stage=self.first_stage,
             device=self.device,
             **self.how,
         )
@@ -114,11 +124,15 @@ class RerankRanker:
         score_threshold: float | None = None,
     ) -> dict[str, list[Document]]:
         """`{"documents": [...]}`, best first; what is None is as the ranker was made."""
-        _check(top_k, score_threshold)
+        _check(top_k, score_threshold, scale_score)
         scale = self.scale_score if scale_score is None else scale_score
         floor = self.score_threshold if score_threshold is None else score_threshold
         candidates = _one_of_each_id(documents)
-        hits = self._ranker.rank(query, [self._text(document) for document in candidates])
+
+        def column(place: str) -> list[Any]:
+            return [document.score if place == OWN else document.meta.get(place) for document in candidates]
+
+        hits = self._ranker.rank(query, [self._text(document) for document in candidates], column=column)
         scored = [(candidates[hit.index], hit.relevance if scale else hit.score) for hit in hits]
         kept = [replace(document, score=score) for document, score in scored if floor is None or score >= floor]
         return {"documents": kept[: top_k or self.top_k]}
@@ -132,8 +146,8 @@ class RerankRanker:
         scale_score: bool | None = None,
         score_threshold: float | None = None,
     ) -> dict[str, list[Document]]:
-        """`run` in a thread."""
-        return await asyncio.to_thread(self.run, query, documents, top_k, scale_score, score_threshold)
+        """`run`, in the model's own thread."""
+        return await self._ranker.in_turn(partial(self.run, query, documents, top_k, scale_score, score_threshold))
 
     def _text(self, document: Document) -> str:
         """What the model reads of a document."""
@@ -149,17 +163,22 @@ class RerankRanker:
 
 def _one_of_each_id(documents: Sequence[Document]) -> list[Document]:
     """For each id, at its first place, the document with the highest score; one without a score is below all others."""
+
+    def height(document: Document) -> float:
+        return -inf if document.score is None or isnan(document.score) else document.score
+
     best: dict[str, Document] = {}
     for document in documents:
-        kept = best.setdefault(document.id, document)
-        if document.score is not None and (kept.score is None or document.score > kept.score):
+        if height(document) > height(best.setdefault(document.id, document)):
             best[document.id] = document
     return list(best.values())
 
 
-def _check(top_k: Any, score_threshold: Any) -> None:
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise InputError(f"top_k must be a whole number of at least 1, or None, not {top_k!r}")
+def _check(top_k: Any, score_threshold: Any, scale_score: Any) -> None:
+    if top_k is not None:
+        checked_count(top_k, "top_k", ", or None")
+    if scale_score is not None and not isinstance(scale_score, bool):
+        raise InputError(f"scale_score must be true or false, not {scale_score!r}")
     if score_threshold is not None and (
         isinstance(score_threshold, bool) or not isinstance(score_threshold, (int, float)) or isnan(score_threshold)
     ):

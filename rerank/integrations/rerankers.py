@@ -2,28 +2,34 @@
 
     from rerank.integrations.rerankers import Reranker
 
-    ranker = Reranker("runs/quickstart/model")
+    ranker = Reranker("runs/quickstart/model/light")
     results = ranker.rank("who wrote Faust", docs, doc_ids=["a", "b", "c"], metadata=[{"page": 1}, {"page": 2}, {}])
     for result in results.top_k(2):
         print(result.rank, result.doc_id, result.score, result.text, result.metadata)
 
-Names and attributes are those of rerankers 0.10; scores are logits, ranks begin with 1. What differs: no documents give
-an empty result (there an IndexError), one document has a rank (there None), `score` scores the pair (there, with a
-cross-encoder, each of the two texts for itself), documents that are handed in are not changed, metadata may be given
-together with `Document`s, and nothing is printed.
+Names and attributes are those of rerankers 0.10; scores are logits, as there, ranks begin with 1. What differs: no
+documents give an empty result (there an IndexError), one document has a rank (there None), `score` scores the pair
+(there, with a cross-encoder, each of the two texts for itself), documents that are handed in are not changed, results
+and documents cannot be changed (there `result.score = 1.0` can be set), metadata may be given together with
+`Document`s, and nothing is printed.
+
+A model that was trained with first-stage scores gets them from the metadata: `first_stage={"bm25": "bm25_score"}` maps
+each retriever to the key under which its score is.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, final, overload
 
 from rerank import reranker as engine
 from rerank.errors import InputError
-from rerank.integrations.loading import reranker_of
+from rerank.given import checked_count, is_list
+from rerank.integrations.first_stage import FirstStage
+from rerank.integrations.loading import LazyReranker
 
 if TYPE_CHECKING:
     from rerank.integrations.langchain import RerankCompressor
@@ -38,7 +44,7 @@ class Document:
 
     text: str
     doc_id: DocId | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
     document_type: str = "text"
     image_path: str | None = None
     """Always None here: these models read texts."""
@@ -101,11 +107,9 @@ class RankedResults:
         """How many results there are."""
         return len(self.results)
 
-    def top_k(self, k: int) -> list[Result]:
-        """The `k` best results, best first; all where there are fewer."""
-        if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise InputError(f"k must be a whole number of at least 0, not {k!r}")
-        return self.results[:k]
+    def top_k(self, k: int | None) -> list[Result]:
+        """The `k` best results, best first; all where there are fewer, and for None."""
+        return self.results[: k if k is None or k == 0 else checked_count(k, "k", ", or 0, or None for all")]
 
     def get_score_by_docid(self, doc_id: DocId) -> float | None:
         """The score of the best result with this id; None where there is none."""
@@ -122,8 +126,9 @@ class Reranker:
     """Ranks as `rerankers.Reranker(...)` does.
 
     `model` is a folder, an id on the hub or a `rerank.Reranker`; `how` is what `rerank.Reranker.from_pretrained` takes
-    (device, precision, max_length, ...). `lang`, `model_type` and `verbose` are taken and change nothing: the folder
-    says what kind of model it holds.
+    (device, precision, max_length, ...); `dtype` is the package's name of the precision. `lang`, `model_type`,
+    `verbose` and `batch_size` are taken and change nothing: the folder says what kind of model it holds, and batches
+    are made by tokens. `first_stage` is that of the module.
     """
 
     def __init__(
@@ -132,9 +137,16 @@ class Reranker:
         lang: str = "en",
         model_type: str | None = None,
         verbose: int = 1,
+        first_stage: Mapping[str, str] | None = None,
+        dtype: Any = None,
+        batch_size: int | None = None,
         **how: Any,
     ) -> None:
-        self.reranker = reranker_of(model_name, **how)
+        if dtype is not None:
+            how = {"precision": _precision(dtype), **how}
+        self.first_stage = FirstStage(first_stage, "give first_stage={'NAME': 'METADATA KEY', ...}")
+        self._ranker = LazyReranker(model_name, self.first_stage, **how)
+        self.reranker = self._ranker.reranker()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.reranker!r})"
@@ -153,7 +165,11 @@ class Reranker:
         list unless they are given. The engine makes batches of so many tokens, whatever `batch_size` says.
         """
         documents = _documents(docs, doc_ids, metadata)
-        hits = self.reranker.rank(query, [document.text for document in documents])
+
+        def column(key: str) -> list[Any]:
+            return [document.metadata.get(key) for document in documents]
+
+        hits = self._ranker.rank(query, [document.text for document in documents], column=column)
         results = [Result(documents[hit.index], hit.score, rank) for rank, hit in enumerate(hits, start=1)]
         return RankedResults(results, query)
 
@@ -164,24 +180,31 @@ class Reranker:
         doc_ids: Sequence[DocId] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> RankedResults:
-        """`rank`, in a thread."""
-        return await asyncio.to_thread(self.rank, query, docs, doc_ids, metadata)
+        """`rank`, in the model's own thread."""
+        return await self._ranker.in_turn(partial(self.rank, query, docs, doc_ids, metadata))
 
     def score(self, query: str, doc: str) -> float:
         """The logit of one document."""
-        return float(self.reranker.predict([(query, doc)])[0])
+        return self._ranker.predict([(query, doc)])[0]
 
     def as_langchain_compressor(self, k: int = 10) -> RerankCompressor:
         """A LangChain document compressor that keeps the `k` best documents, with their logits as relevance_score."""
         from rerank.integrations.langchain import RerankCompressor
 
-        return RerankCompressor(model=self.reranker, top_n=k, scores="logit")
+        places = self.first_stage.places or None
+        return RerankCompressor(model=self.reranker, top_n=k, scores="logit", first_stage=places)
+
+
+def _precision(dtype: Any) -> str:
+    """The name of a number format that the package knows by others."""
+    name = str(dtype).removeprefix("torch.")
+    return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
 
 
 def _documents(docs: Any, doc_ids: Any, metadata: Any) -> list[Document]:
     """The documents as ours, each with an id."""
     one = isinstance(docs, str) or hasattr(docs, "text")
-    if not one and (isinstance(docs, bytes | Mapping) or not isinstance(docs, Sequence)):
+    if not one and not is_list(docs):
         raise InputError(f"docs must be a text, a Document or a list of either, not {type(docs).__name__}")
     documents = [_document(doc, i) for i, doc in enumerate([docs] if one else docs)]
     ids = _as_many(doc_ids, "doc_ids", documents)
@@ -202,7 +225,7 @@ def _documents(docs: Any, doc_ids: Any, metadata: Any) -> list[Document]:
 def _document(doc: Any, i: int) -> Document:
     """A text or anything that has a `text`, as our Document."""
     if isinstance(doc, str):
-        return Document(doc)
+        return Document(str(doc))
     kind = getattr(doc, "document_type", "text")
     text = getattr(doc, "text", None)
     if kind != "text" or not isinstance(text, str):
@@ -226,8 +249,8 @@ def _as_many(values: Any, what: str, documents: Sequence[Document]) -> list[Any]
     """The values as a list, one for each document; None where none were given."""
     if values is None:
         return None
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
+    if not is_list(values):
         raise InputError(f"{what} must be a list with one entry for each document, not {type(values).__name__}")
     if len(values) != len(documents):
         raise InputError(f"{what} has {len(values)} entries for {len(documents)} documents; give one for each")
-    return list(values)
+    return values.tolist() if hasattr(values, "tolist") else list(values)  # NumPy's numbers as plain ones

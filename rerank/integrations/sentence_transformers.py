@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rerank.errors import InputError, nearest
+from rerank.given import checked_text, is_number
 from rerank.lists import ListBatch, mask_of
 from rerank.objective.expected import expected_reward, is_exact
 from rerank.objective.imitation import LOSSES
@@ -110,8 +111,6 @@ class RerankLoss(nn.Module):
         """The mean loss of queries, each with a list of documents, and `labels`, a tensor for each query."""
         batch = _batch(inputs, labels, self._whole_grades)
         pairs = [(one.query, text) for one in batch.lists for text in one.texts]
-        if not pairs:
-            raise InputError("this batch holds no document at all: drop the rows whose list of documents is empty")
         blocks = [
             _Block(torch.tensor(group), self.model.preprocess([pairs[i] for i in group], prompt=prompt, task=task))
             for group in _groups(pairs, self.mini_batch_size)
@@ -239,7 +238,7 @@ def _earned(reward: Reward, estimator: str, utility: str, temperature: float, sa
     """The settings, checked, "auto" resolved."""
     if not callable(reward):
         raise InputError(f"objective must be the name of a measure or a loss, or a reward, not {reward!r:.80}")
-    if not 0 < temperature < 1e6:
+    if not is_number(temperature) or not 0 < temperature < 1e6:
         raise InputError(f"temperature must be greater than 0, not {temperature!r}")
     if (_whole(samples, "samples") or 0) < 2:
         raise InputError(f"samples must be at least 2, not {samples!r}: each is compared with the others")
@@ -261,10 +260,12 @@ def _earned(reward: Reward, estimator: str, utility: str, temperature: float, sa
 def _batch(inputs: Sequence[Sequence[Any]], labels: Any, whole_grades: bool) -> ListBatch:
     """The lists of a batch, checked, on the CPU."""
     if isinstance(labels, Tensor) or not all(isinstance(row, Tensor) and row.ndim == 1 for row in labels):
-        raise InputError("a list of labels for each query is needed; this data set has one label for each row")
+        raise InputError(f"labels: a tensor [n] for each query is needed, not one label for each row: {labels!r:.60}")
     if len(inputs) != 2:
         raise InputError(f"two columns are needed beside the labels, a query and its documents, not {len(inputs)}")
     lists = [_list(*row) for row in zip(*inputs, labels, range(len(labels)), strict=True)]
+    if not any(map(len, lists)):
+        raise InputError("this batch holds no document at all: drop the rows whose list of documents is empty")
     mask = mask_of(lists)
     grades = torch.zeros(mask.shape)
     known = [row.float().cpu() for row in labels]
@@ -289,7 +290,8 @@ def _list(query: Any, texts: Any, labels: Tensor, row: int) -> CandidateList:
         raise InputError(f"row {row} has {len(texts)} documents and {len(labels)} labels")
     grades = labels.float().tolist()
     whole = tuple(map(int, grades)) if all(map(float.is_integer, grades)) else None
-    return CandidateList(str(row), query, tuple(map(str, range(len(texts)))), tuple(texts), labels=whole)
+    known = tuple(checked_text(text, f"row {row}: document {i}") for i, text in enumerate(texts))
+    return CandidateList(str(row), query, tuple(map(str, range(len(texts)))), known, labels=whole)
 
 
 def _whole(value: Any, what: str) -> int | None:

@@ -101,10 +101,10 @@ def is_ranker(name: str) -> bool:
         return _is_cross_encoder(path, AutoConfig)
 
 
-def load_encoder(name: str, precision: str = "auto", device: str | None = None) -> VectorStore:
-    """A bi-encoder by backbone name; it remembers what it has encoded."""
+def load_encoder(name: str, precision: str = "auto", device: str | None = None, kept: int | None = None) -> VectorStore:
+    """A bi-encoder by backbone name; it remembers what it has encoded, up to `kept` bytes of it (None: all)."""
     dtype = compute_dtype(precision, checked_device(device) or automatic_device())
-    return VectorStore(SentenceEncoder(backbone_path(name), device=device, precision=dtype))
+    return VectorStore(SentenceEncoder(backbone_path(name), device=device, precision=dtype), kept)
 
 
 def checked_device(device: str | None) -> torch.device | None:
@@ -122,7 +122,7 @@ def checked_device(device: str | None) -> torch.device | None:
 
 def load_cross_encoder(
     name: str,
-    max_length: int = 256,
+    max_length: int | None = 256,
     pooling: Pooling = "mean",
     precision: str = "auto",
     device: str | None = None,
@@ -131,6 +131,7 @@ def load_cross_encoder(
     """(scorer, whether its head is fresh). An encoder or bi-encoder gets pooling and a head that is zero at first.
 
     Of a document longer than `max_length` leaves room for, up to `windows` windows are read; the best one counts.
+    None is what the model reads, at most 512.
     """
     path = backbone_path(name)
     checked_device(device)

@@ -37,7 +37,12 @@ class CrossEncoderScorer(nn.Module):
     kind = "cross-encoder"
 
     def __init__(
-        self, model: CrossEncoder, max_length: int = 256, precision: str = "auto", windows: int = 1, packed: bool = True
+        self,
+        model: CrossEncoder,
+        max_length: int | None = 256,
+        precision: str = "auto",
+        windows: int = 1,
+        packed: bool = True,
     ) -> None:
         super().__init__()
         if model.num_labels != 1:

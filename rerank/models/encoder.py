@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from rerank.errors import InputError, Mismatch, NotFound, RerankError
+from rerank.errors import InputError, NotFound, RerankError
+from rerank.models.bars import without_bars
 from rerank.models.texts import size_of_key
+from rerank.models.vectors import Rows, Vectors
 from rerank.types import Encoder
 
 if TYPE_CHECKING:
@@ -25,14 +28,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rerank.models")
 
+UNLIMITED = 10**9
+"""The length that a tokenizer without a limit gives is far beyond this."""
+
 
 @contextmanager
 def named_failures(name: str) -> Iterator[None]:
-    """Nothing; what the libraries raise while they load the model `name` becomes an error of ours that names it."""
+    """Nothing; what the libraries raise while they load the model `name` becomes an error of ours that names it.
+
+    Their bars are not shown: on files that are there loading is soon over. Downloads keep theirs.
+    """
     from safetensors import SafetensorError
 
     try:
-        yield
+        with without_bars():
+            yield
     except RerankError:
         raise
     except SafetensorError as error:
@@ -41,12 +51,13 @@ def named_failures(name: str) -> Iterator[None]:
         problem = next(iter(str(error).splitlines()), type(error).__name__)
         if isinstance(error, ValueError):
             raise InputError(f"the model {name!r} could not be loaded: {problem}") from error
+        # The libraries' own tracebacks, four on top of each other where the hub is not reached, say nothing more.
         if Path(name).exists():
-            raise NotFound(f"the model {name!r} could not be loaded: {problem}") from error
+            raise NotFound(f"the model {name!r} could not be loaded: {problem}") from None
         raise NotFound(
             f"the model {name!r} could not be loaded: there is no such folder here (paths start at {Path.cwd()}), "
             f"and the hub does not have it or cannot be reached: {problem}"
-        ) from error
+        ) from None
 
 
 @final
@@ -90,6 +101,29 @@ class SentenceEncoder:
         return self.model if self.precision is None else copy.deepcopy(self.model).to(self.precision)
 
     @cached_property
+    def counts(self) -> bool:
+        """Whether the tokens of a text can be told: those of a transformer can."""
+        from transformers import PreTrainedTokenizerBase
+
+        return isinstance(self.model.tokenizer, PreTrainedTokenizerBase)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a text that are read; None where there is no such limit, or tokens cannot be told."""
+        length = self.model.max_seq_length
+        return int(length) if self.counts and length is not None and length < UNLIMITED else None
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with special ones around it, also where fewer are read; 0 where they cannot be told."""
+        if not texts or not self.counts:
+            return [0] * len(texts)
+        before = self.model.prompts.get(self.model.default_prompt_name or "", "")
+        whole = [before + text for text in _encodable(list(texts))]
+        return [
+            len(ids) for ids in self.model.tokenizer(whole, return_attention_mask=False, verbose=False)["input_ids"]
+        ]
+
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 of the weights and of what the modules after the transformer do (pooling, normalisation).
 
@@ -124,14 +158,16 @@ class SentenceEncoder:
 class VectorStore:
     """An encoder that remembers: each distinct text is encoded once, and vectors of an index can be put in.
 
-    Rows are numbers that count on: those of vectors that were forgotten are never given to others.
+    Forgetting begins new `Vectors`; the old ones live on in the rows that were given out, and go with them.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, kept: int | None = None) -> None:
         self.encoder = encoder
+        self.kept = kept
+        """Bytes of texts and vectors that are held at most, between calls; None: all, as training needs them again."""
         self._row: dict[str, int] = {}
-        self._matrix = np.zeros((0, 0), dtype=np.float32)  # the rows that are there come first, then room for more
-        self._first = 0
+        self._vectors = Vectors()
+        self._tokens: dict[str, int] = {}
         self._texts = 0
         self._lock = threading.RLock()  # several threads may rank with one model
 
@@ -140,7 +176,9 @@ class VectorStore:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None}
+        # No text of anybody's goes where a model is sent to.
+        empty = {"_row": {}, "_vectors": Vectors(self._vectors.dim), "_tokens": {}, "_texts": 0}
+        return {**self.__dict__, **empty, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
@@ -153,7 +191,12 @@ class VectorStore:
     @property
     def held(self) -> int:
         """Bytes that are remembered now."""
-        return self._texts + int(self._matrix.nbytes)
+        return self._texts + int(self._vectors.matrix.nbytes)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a text that the encoder reads; None where there is no such limit, or none that is known."""
+        return self.encoder.max_length if isinstance(self.encoder, SentenceEncoder) else None
 
     def save(self, folder: Path) -> None:
         """Write the encoder, without what it remembers."""
@@ -162,63 +205,64 @@ class VectorStore:
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        if not self._matrix.shape[1]:
+        if not self._vectors.dim:
             self.rows(["size"])
-        return int(self._matrix.shape[1])
+        return self._vectors.dim
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Remember vectors [n, dim] that the same encoder gave elsewhere."""
         with self._lock:
             fresh = {text: i for i, text in reversed(list(enumerate(texts))) if text not in self._row}
-            rows = np.ascontiguousarray(vectors[list(fresh.values())], dtype=np.float32)
-            start = len(self._row)
-            self._matrix = _with_rows(self._matrix, start, rows)
-            self._row.update((text, self._first + start + n) for n, text in enumerate(fresh))
+            start = self._vectors.add(vectors[list(fresh.values())])
+            self._row.update((text, start + n) for n, text in enumerate(fresh))
             self._texts += sum(map(size_of_key, fresh))
 
     def forget(self, beyond: int = 0) -> None:
-        """Nothing; where more than `beyond` bytes are held, all vectors are forgotten, and their rows mean nothing."""
+        """Nothing; where more than `beyond` bytes are held, all is forgotten. Rows that were given out stay good."""
         with self._lock:
             if self.held > beyond:
-                self._first += len(self._row)
-                self._matrix, self._row, self._texts = self._matrix[:0].copy(), {}, 0
+                self._row, self._vectors = {}, Vectors(self._vectors.dim)
+                self._tokens, self._texts = {}, 0
 
-    def rows(self, texts: Sequence[str]) -> list[int]:
-        """The row of each text in the store; unseen texts are encoded in one go."""
+    def rows(self, texts: Sequence[str]) -> Rows:
+        """Where the vector of each text is; unseen texts are encoded in one go."""
         with self._lock:
             new = sorted({text for text in texts if text not in self._row})
             if new:
                 self.add(new, np.asarray(self.encoder.encode(new)))
-            return [self._row[text] for text in texts]
-
-    def vectors(self, rows: Sequence[int]) -> np.ndarray:
-        """Vectors [n, dim] of rows; Mismatch where the store has forgotten one of them."""
-        with self._lock:
-            wanted, matrix = np.asarray(rows, dtype=np.int64) - self._first, self._matrix[: len(self._row)]
-        if wanted.size and wanted.min() < 0:
-            raise Mismatch("these vectors were forgotten since their texts were encoded: encode the texts again")
-        return matrix[wanted]
+            found = Rows(self._vectors, [self._row[text] for text in texts])
+            self._stay_small()
+            return found
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [len(texts), dim] of unit length."""
+        vectors, numbers = self.rows(texts)
+        return vectors.matrix[numbers]
+
+    def tokens_read(self, texts: Sequence[str]) -> int:
+        """Tokens that the encoder reads of texts; 0 where they cannot be told."""
+        most = math.inf if self.max_length is None else self.max_length
+        return int(sum(min(tokens, most) for tokens in self._tokens_of(texts)))
+
+    def reads_whole(self, query: str, text: str) -> bool:
+        """Whether nothing is cut of a query and a document, each of which is read by itself."""
+        return self.max_length is None or max(self._tokens_of((query, text))) <= self.max_length
+
+    def _tokens_of(self, texts: Sequence[str]) -> list[int]:
+        if not isinstance(self.encoder, SentenceEncoder):
+            return [0] * len(texts)
         with self._lock:
-            return self.vectors(self.rows(texts))
+            new = [text for text in dict.fromkeys(texts) if text not in self._tokens]
+            fresh = dict(zip(new, self.encoder.tokens(new), strict=True))
+            self._tokens |= fresh
+            self._texts += sum(map(size_of_key, fresh))
+            found = [self._tokens[text] for text in texts]
+            self._stay_small()
+            return found
 
-
-def _with_rows(matrix: np.ndarray, start: int, rows: np.ndarray) -> np.ndarray:
-    """The matrix with `rows` from row `start` on; one with room for more where there is too little."""
-    if start == 0:
-        return rows
-    if rows.shape[1] != matrix.shape[1]:
-        raise Mismatch(f"vectors have {rows.shape[1]} numbers, and those of the store {matrix.shape[1]}: another model")
-    end = start + len(rows)
-    if end > len(matrix):
-        # By halves, so that a store that is added to for weeks copies each vector a few times, not at every request.
-        larger = np.empty((max(end, start + start // 2), matrix.shape[1]), dtype=np.float32)
-        larger[:start] = matrix[:start]
-        matrix = larger
-    matrix[start:end] = rows
-    return matrix
+    def _stay_small(self) -> None:
+        if self.kept is not None:
+            self.forget(self.kept)
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -10,19 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rerank.models.encoder import VectorStore
+from rerank.models.vectors import Vectors, gathered
 from rerank.types import CandidateList
 
 
 class LightItem(NamedTuple):
-    """Rows of the vector store for one (query, document) pair."""
+    """The rows of one (query, document) pair, and the vectors that they are of."""
 
     query: int
     document: int
+    vectors: Vectors
+
+    def __len__(self) -> int:
+        return 2
 
 
 @final
@@ -55,22 +61,23 @@ class LightScorer(nn.Module):
 
     def encode(self, lists: Sequence[CandidateList]) -> list[LightItem]:
         """One item for each candidate of each list, in order."""
-        rows = self.store.rows([text for c in lists for text in (c.query, *c.texts)])
+        vectors, rows = self.store.rows([text for c in lists for text in (c.query, *c.texts)])
         items: list[LightItem] = []
         at = 0
         for c in lists:
-            items.extend(LightItem(rows[at], row) for row in rows[at + 1 : at + 1 + len(c)])
+            items.extend(LightItem(rows[at], row, vectors) for row in rows[at + 1 : at + 1 + len(c)])
             at += 1 + len(c)
         return items
 
     def forget(self, beyond: int = 0) -> None:
-        """Nothing; forgets the vectors where they hold more than `beyond` bytes. Items that are there are lost."""
+        """Nothing; forgets the vectors where they hold more than `beyond` bytes. Items that are there stay good."""
         self.store.forget(beyond)
 
     def logits(self, items: Sequence[LightItem]) -> Tensor:
         """Logits [n] of one micro-batch."""
-        q = torch.from_numpy(self.store.vectors([item.query for item in items])).to(self.device)
-        d = torch.from_numpy(self.store.vectors([item.document for item in items])).to(self.device)
+        numbers = np.array([item[:2] for item in items], dtype=np.int64).reshape(-1, 2)
+        pairs = torch.from_numpy(gathered([item.vectors for item in items], numbers)).to(self.device)
+        q, d = pairs.unbind(1)
         # Coordinates of unit vectors are of size dim^-1/2; bring the products to size one.
         features = torch.cat([q * d * self.dim, (q - d).abs() * self.dim**0.5, (q + d) * self.dim**0.5], -1)
         head = self.outer(self.dropout(F.gelu(self.inner(features)))).squeeze(-1)

@@ -41,6 +41,8 @@ logger = logging.getLogger("rerank.models")
 
 FORMAT = 1
 BACKENDS = ("torch", "onnx", "vllm")
+VECTORS_KEPT = 1 << 28
+"""Bytes of texts and vectors that a light model which was loaded to rank remembers: some 100,000 passages."""
 
 
 def save_policy(policy: AnyPolicy, folder: Path) -> None:
@@ -145,7 +147,7 @@ def load_policy(
     else:
         if backend == "vllm":
             raise InputError(f"{path} is a cross-encoder; backend = 'vllm' runs language models")
-        length = settings.get("max_length", 512) if max_length is None else max_length
+        length = settings.get("max_length") if max_length is None else max_length
         windows = settings.get("windows", 1)
         load = _load_exported if backend == "onnx" else _load_torch
         scorer = load(path, length, precision, device, windows)
@@ -184,7 +186,9 @@ def _check_fixed(path: str, what: str, backend: str, max_length: int | None, oth
         raise InputError(f"max_length = {max_length!r} was given, but {path} is {what}; leave max_length out")
 
 
-def _load_torch(path: str, max_length: int, precision: str, device: str | None, windows: int) -> CrossEncoderScorer:
+def _load_torch(
+    path: str, max_length: int | None, precision: str, device: str | None, windows: int
+) -> CrossEncoderScorer:
     scorer, fresh = load_cross_encoder(path, max_length, precision=precision, device=device, windows=windows)
     if fresh:
         raise InputError(
@@ -194,7 +198,7 @@ def _load_torch(path: str, max_length: int, precision: str, device: str | None, 
     return scorer
 
 
-def _load_exported(path: str, max_length: int, precision: str, device: str | None, windows: int) -> OnnxScorer:
+def _load_exported(path: str, max_length: int | None, precision: str, device: str | None, windows: int) -> OnnxScorer:
     folder = Path(backbone_path(path))
     if not folder.is_dir():
         raise NotFound(
@@ -262,7 +266,8 @@ def _broken(file: Path, field: str, value: Any, allowed: str) -> DataError:
 
 def _load_light(folder: Path, settings: dict[str, Any], precision: str, device: str | None) -> LightScorer:
     place = checked_device(device) or automatic_device()
-    scorer = LightScorer(load_encoder(str(folder / settings["encoder"]), precision, device), settings["hidden"])
+    store = load_encoder(str(folder / settings["encoder"]), precision, device, VECTORS_KEPT)
+    scorer = LightScorer(store, settings["hidden"])
     head = folder / "head.safetensors"
     try:
         scorer.load_state_dict(load_file(head))

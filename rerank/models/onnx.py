@@ -73,7 +73,7 @@ class OnnxScorer(nn.Module):
     def __init__(
         self,
         folder: Path,
-        max_length: int = 512,
+        max_length: int | None = None,
         precision: str = "auto",
         device: torch.device | str = "cpu",
         windows: int = 1,

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from rerank.errors import InputError
-from rerank.models.texts import ID, TextIds, plain
+from rerank.models.texts import ID, Cuts, TextIds, plain
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")
 
+DEFAULT_LENGTH = 512
+"""Tokens of a pair that are read where nobody says how many, and the model reads so many."""
 OVERLAP = 4
 """Neighbouring windows share one part in so many of their tokens."""
 
@@ -81,7 +83,7 @@ class Rows(NamedTuple):
 class PairTokenizer:
     """Encodes pairs with a transformers tokenizer; remembers the ids of the texts it has seen."""
 
-    def __init__(self, tokenizer: Any, max_length: int, possible: int | None = None, windows: int = 1) -> None:
+    def __init__(self, tokenizer: Any, max_length: int | None, possible: int | None = None, windows: int = 1) -> None:
         self.tokenizer = plain(tokenizer)
         self.template = _template(tokenizer)
         self.n_special = len(self.template.flat)
@@ -91,7 +93,7 @@ class PairTokenizer:
         self._special = tuple(np.array(part, dtype=ID).tobytes() for part in self.template.parts)
         # No item holds more of a text than this; one token more tells that it was cut.
         self._ids = TextIds(tokenizer, self.max_length * self.windows + 1)
-        self._told: set[str] = set()
+        self._cuts = Cuts()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PairTokenizer:
         """The tokenizer itself: copies of a policy share it, for nothing in it is trained."""
@@ -137,17 +139,17 @@ class PairTokenizer:
         self._ids.forget(beyond)
 
     def _tell(self, cut_queries: int, cut_documents: int, n: int) -> None:
-        if cut_queries and "query" not in self._told:
-            self._told.add("query")
+        queries, documents = self._cuts.since("query", cut_queries, n), self._cuts.since("document", cut_documents, n)
+        if queries:
             logger.warning(
-                "in %d pairs the query fills the window of %d tokens and is cut", cut_queries, self.max_length
+                "in %d of %d pairs the query fills the window of %d tokens and is cut (said at most once an hour)",
+                *(*queries, self.max_length),
             )
-        if cut_documents and "document" not in self._told:
-            self._told.add("document")
+        if documents:
             logger.warning(
-                "%d of %d documents are longer than %d window%s of %d tokens and are cut (said once): a larger "
-                "max_length or windows = %d reads more of them",
-                *(cut_documents, n, self.windows, "s" * (self.windows > 1), self.max_length, 4 * self.windows),
+                "%d of %d documents are longer than %d window%s of %d tokens and are cut (said at most once an hour): "
+                "a larger max_length or windows = %d reads more of them",
+                *(*documents, self.windows, "s" * (self.windows > 1), self.max_length, 4 * self.windows),
             )
 
     def plain_ids(self) -> np.ndarray:
@@ -251,7 +253,9 @@ def _template(tokenizer: Any) -> Template:
     raise InputError(f"the tokenizer {type(tokenizer).__name__} does not encode a pair as query, then document")
 
 
-def _checked_length(wanted: int, possible: int | None, n_special: int) -> int:
+def _checked_length(wanted: int | None, possible: int | None, n_special: int) -> int:
+    if wanted is None:
+        wanted = DEFAULT_LENGTH if possible is None else min(possible, DEFAULT_LENGTH)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < n_special + 2:
         raise InputError(f"max_length must be a whole number of at least {n_special + 2} tokens, not {wanted!r}")
     if possible is not None and wanted > possible:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, final
@@ -15,6 +17,8 @@ BYTES_KEPT = 1 << 30
 """Bytes of texts and of their ids that a memory holds at most, between calls: some 500,000 passages."""
 ENTRY = 100
 """Bytes that a dictionary takes for an entry, beside what the entry points to."""
+HOUR = 3600.0
+"""Seconds, at least, from one telling that texts are cut to the next."""
 STRUCTURE = re.compile(r"[<>\[\]{}|]")
 """What tells a token that marks structure from an added word, or a run of blanks."""
 ID = np.dtype(np.int32)
@@ -92,6 +96,29 @@ class TextIds:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+
+@final
+class Cuts:
+    """How many texts are cut, by kind: told at the first of them, and from then on at most once an hour."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, list[int]] = {}
+        self._told: dict[str, float] = {}
+
+    def since(self, kind: str, cut: int, of: int) -> tuple[int, int] | None:
+        """(texts that were cut since this was last told, of how many); None where it is not the time to tell."""
+        counted = self._counted.setdefault(kind, [0, 0])
+        counted[0] += cut
+        counted[1] += of
+        if not counted[0] or time.monotonic() - self._told.get(kind, -math.inf) < HOUR:
+            return None
+        self._told[kind] = time.monotonic()
+        self._counted.pop(kind, None)  # another thread may tell too
+        return counted[0], counted[1]
+
+    def __reduce__(self) -> tuple[type[Cuts], tuple[()]]:
+        return Cuts, ()  # the clock of another machine is another one
 
 
 def size_of_key(text: str) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -59,15 +60,23 @@ class Desk:
         waiting = [work for work in works if len(work.candidates)]
         if waiting:
             self.turns.put(waiting)
-            read = asyncio.gather(*(asyncio.wrap_future(work.future) for work in waiting))
             try:
-                await asyncio.wait_for(read, max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise self._late() from None
+                await self._read(waiting, deadline)
             finally:
                 self.turns.leave(waiting)
-                del read  # it holds the refusal whose traceback holds this frame, and with it the texts
         return [self._answer(work, request_id) for work in works]
+
+    async def _read(self, works: Sequence[Work], deadline: float) -> None:
+        """Nothing, once all of them are read; the first Refusal, or one for the time being over."""
+        reads = [asyncio.wrap_future(work.future) for work in works]
+        seconds = max(0.0, deadline - time.monotonic())
+        done, late = await asyncio.wait(reads, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for refusal in [read.exception() for read in done]:
+            if refusal is not None:
+                # A copy: `works` holds the refusal itself, whose traceback would hold this frame with all texts.
+                raise replace(refusal) if isinstance(refusal, Refusal) else refusal
+        if late:
+            raise self._late()
 
     def start(self) -> None:
         """Begin to answer."""

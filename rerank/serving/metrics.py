@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, final
 
 from rerank.errors import need
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+CLIENT_LEFT = 499
+"""The status of what nobody reads any more, as nginx has it."""
 
 
 @final
@@ -21,12 +23,14 @@ class Metrics:
         counter, gauge, histogram = prometheus.Counter, prometheus.Gauge, prometheus.Histogram
         own = {"registry": self.registry}
         self._requests = counter("rerank_requests", "Requests, by path and status.", ["path", "status"], **own)
-        self._seconds = histogram("rerank_request_seconds", "Of a request.", ["path"], buckets=SECONDS, **own)
+        answered = "Seconds from the head of a request to its answer."
+        self._seconds = histogram("rerank_request_seconds", answered, ["path"], buckets=SECONDS, **own)
         self._gone = counter("rerank_disconnects", "Requests whose client left before the answer.", ["path"], **own)
         self._documents = counter("rerank_documents", "Documents that were read.", ["model"], **own)
         self._tokens = counter("rerank_tokens", "Tokens that were read; 0 for light models.", ["model"], **own)
-        self._turn_seconds = histogram("rerank_turn_seconds", "Of a turn.", ["model"], buckets=SECONDS, **own)
-        self._turn_size = histogram("rerank_turn_requests", "Requests in a turn.", ["model"], buckets=SIZES, **own)
+        together, turns = "Requests that a model read together, in one turn.", "Seconds of a model's turns."
+        self._turn_seconds = histogram("rerank_turn_seconds", turns, ["model"], buckets=SECONDS, **own)
+        self._turn_size = histogram("rerank_turn_requests", together, ["model"], buckets=SIZES, **own)
         self._waiting = gauge("rerank_waiting_documents", "Documents that are not read yet.", ["model"], **own)
         self._open = gauge("rerank_open_requests", "Requests that are being answered.", **own)
 
@@ -34,14 +38,14 @@ class Metrics:
         """Count a request that came in."""
         self._open.inc()
 
-    def request(self, path: str, status: int | None, seconds: float) -> None:
-        """Count a request that is over; `status` None where its client left."""
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that is over."""
         self._open.dec()
-        if status is None:
-            self._gone.labels(path).inc()
-            return
         self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        if status == CLIENT_LEFT:
+            self._gone.labels(path).inc()
+        else:
+            self._seconds.labels(path).observe(seconds)
 
     def turn(self, model: str, requests: int, documents: int, tokens: int, seconds: float) -> None:
         """Count a turn of a model."""
@@ -57,4 +61,16 @@ class Metrics:
     def text(self) -> tuple[bytes, str]:
         """(the page that Prometheus reads, its content type)."""
         prometheus = need("prometheus_client", "serve")
-        return prometheus.generate_latest(self.registry), prometheus.CONTENT_TYPE_LATEST
+        return prometheus.generate_latest(_Lasting(self.registry)), prometheus.CONTENT_TYPE_LATEST
+
+
+class _Lasting(NamedTuple):
+    """A registry without the times at which its series began, which double the page and which nobody asks for."""
+
+    registry: Any
+
+    def collect(self) -> Iterator[Any]:
+        """Every family of series."""
+        for family in self.registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family

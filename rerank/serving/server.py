@@ -6,6 +6,7 @@ that was taken has its answer; new ones are refused (503) meanwhile, and a secon
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rerank.errors import InputError, RerankError, need
-from rerank.listening import EVERYWHERE, host_of, is_here, listening
+from rerank.listening import EVERYWHERE, HERE, host_of, is_here, listening
 from rerank.serving.limits import Limits
 from rerank.serving.shelf import Shelf, aliases_of, named
 
@@ -60,6 +61,8 @@ def serve(
     need("fastapi", "serve")
     need("uvicorn", "serve")
     need("prometheus_client", "serve")
+    from rerank.serving.app import app_of
+
     if not models:
         raise InputError("give a model to serve: a folder or a hub id")
     _check_keys(keys, host, insecure)
@@ -71,7 +74,13 @@ def serve(
     shelf = Shelf(listed, aliases_of(aliases, listed), limits, loading, turn_tokens, at_most)
     with listening(host, port) as listener:
         port = listener.getsockname()[1]
-        _run(shelf, listener, f"http://{host_of(EVERYWHERE.get(host, host), port)}", keys, drain)
+        # A server that is for this machine and asks for no key looks at the name that it is called by: a page whose
+        # name is bound anew to this machine (DNS rebinding) is then found out.
+        hosts = {host_of(name, 80) for name in (*HERE, host)} if is_here(host) and not keys else None
+        if log:
+            logging.getLogger("rerank.serving.requests").setLevel(logging.INFO)
+        app = app_of(shelf, keys, hosts, log)
+        _run(app, shelf, listener, f"http://{host_of(EVERYWHERE.get(host, host), port)}", drain)
 
 
 def checked_key(key: str, where: str = "a key") -> str:
@@ -94,11 +103,9 @@ def _check_keys(keys: Sequence[str], host: str, insecure: bool) -> None:
         )
 
 
-def _run(shelf: Shelf, listener: socket.socket, url: str, keys: Sequence[str], drain: float) -> None:
+def _run(app: Any, shelf: Shelf, listener: socket.socket, url: str, drain: float) -> None:
     """Load beside the server that already answers; an error of loading ends it and is raised."""
     from rich.console import Console
-
-    from rerank.serving.app import app_of
 
     console = Console()
 
@@ -106,7 +113,7 @@ def _run(shelf: Shelf, listener: socket.socket, url: str, keys: Sequence[str], d
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     failures: list[BaseException] = []
-    server = _server_of(app_of(shelf, keys), shelf, drain)
+    server = _server_of(app, shelf, drain)
 
     def load() -> None:
         try:
@@ -161,6 +168,10 @@ def _server_of(app: Any, shelf: Shelf, drain: float) -> Server:
                 time.sleep(PAUSE)
             shelf.refuse_all()
             self.should_exit = True
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            await asyncio.sleep(PAUSE)  # what was cut off is told so
 
     return Draining(
         uvicorn.Config(

@@ -21,7 +21,11 @@ def health_of(shelf: Shelf) -> tuple[dict[str, Any], int, dict[str, str]]:
 
 
 def models_of(shelf: Shelf) -> dict[str, Any]:
-    """The models as OpenAI's and vLLM's /v1/models lists them, each with what it is; their aliases too."""
+    """The models as OpenAI's and vLLM's /v1/models lists them, each with what it is; their aliases too.
+
+    Refusal while there are none yet: an empty list would tell a client that its model is not served.
+    """
+    shelf.check_open()
     names = {name: name for name in shelf.desks}
     names |= {other: name for other, name in shelf.aliases.items() if name in shelf.desks and other != ANY}
     return {"object": "list", "data": [_listed(name, shelf.desks[own], shelf) for name, own in names.items()]}

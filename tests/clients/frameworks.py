@@ -17,7 +17,7 @@ from run import ENVIRONMENTS, HERE
 
 ROOT = HERE.parents[1]
 WANTED = HERE / "requirements" / "frameworks.txt"
-TESTS = ("llama_index", "mteb_adapter", "langchain", "rerankers_style")
+TESTS = ("llama_index", "mteb_adapter", "langchain", "rerankers_style", "serving_guide")
 
 
 def environment() -> Path:

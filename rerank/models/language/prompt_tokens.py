@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, final
 import numpy as np
 
 from rerank.errors import InputError
-from rerank.models.texts import ID, TextIds, plain
+from rerank.models.texts import ID, Cuts, TextIds, plain
 from rerank.prompting.prompts import Piece, Prompt, pieces
 from rerank.types import CandidateList
 
@@ -157,7 +157,7 @@ class PromptTokenizer:
         inner = Within(self.tokenizer)
         self._given, self._ours = TextIds(inner, max(self._room.values()) + 1), TextIds(inner, None)
         self._first = self._ours if chat else TextIds(self.tokenizer, None)
-        self._told: set[str] = set()
+        self._cuts = Cuts()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptTokenizer:
         """The tokenizer itself: copies of a policy share it, for nothing in it is trained."""
@@ -183,6 +183,20 @@ class PromptTokenizer:
         """Nothing; forgets the texts where they hold more than `beyond` bytes. Prompts that are there stay good."""
         for memory in (self._given, self._ours, self._first):
             memory.forget(beyond)
+
+    def reads_whole(self, query: str, text: str) -> bool:
+        """Whether nothing is cut of a query and a document that are shown in a prompt."""
+        given = self._given((query, text))
+        return all(
+            len(given[of_kind]) <= self._room[kind] * ID.itemsize
+            for kind, of_kind in (("query", query), ("document", text))
+        )
+
+    def tokens_read(self, query: str, texts: Sequence[str]) -> int:
+        """Tokens of a query and documents as far as they are shown, once; our own words around them are not counted."""
+        given = self._given((query, *texts))
+        documents = sum(min(len(given[text]) // ID.itemsize, self.document_tokens) for text in texts)
+        return documents + min(len(given[query]) // ID.itemsize, self.query_tokens)
 
     def longest(self) -> int:
         """Tokens that a prompt with a full window can have at most."""
@@ -222,15 +236,12 @@ class PromptTokenizer:
 
     def _tell(self, built: Sequence[Sequence[Piece]], given: dict[str, bytes]) -> None:
         for kind, room in self._room.items():
-            if kind in self._told:
-                continue
             texts = [given[piece.text] for parts in built for piece in parts if piece.kind == kind]
-            cut = sum(len(ids) > room * ID.itemsize for ids in texts)
+            cut = self._cuts.since(kind, sum(len(ids) > room * ID.itemsize for ids in texts), len(texts))
             if cut:
-                self._told.add(kind)
                 logger.warning(
-                    "%d of %d texts (%s) are longer than %s_tokens = %d and are cut (said once)",
-                    *(cut, len(texts), kind, kind, room),
+                    "%d of %d texts (%s) are longer than %s_tokens = %d and are cut (said at most once an hour)",
+                    *(*cut, kind, kind, room),
                 )
 
     def _frame(self, thinking: bool) -> tuple[bytes, str, bytes]:

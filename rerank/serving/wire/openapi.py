@@ -38,9 +38,10 @@ REFUSALS = {
     408: "The body did not arrive in time.",
     413: "The body, a text, or the number of documents or tokens is above a limit; the message names it.",
     415: "The content type is not application/json, or the content encoding is not identity, gzip or deflate.",
+    421: "The Host is none of this machine's names, where no key is asked for: other sites could lead a browser here.",
     422: "A field is missing or not allowed; the message names each with its place.",
-    429: "Too many documents wait; Retry-After says when to ask again.",
-    503: "The model is being loaded or the server is ending; Retry-After says when to ask again.",
+    429: "Too many documents, or bytes of bodies, wait; Retry-After says when to ask again.",
+    503: "The model is being loaded, the server is ending or its memory is full; Retry-After says when to ask again.",
     504: "The answer would come too late.",
 }
 """Status -> when it is answered."""
@@ -48,10 +49,10 @@ REFUSALS = {
 ABOUT = (
     "A reranker behind the interfaces of Cohere, Jina, vLLM, TEI, Voyage, Infinity and Weaviate. Scores are from 0 to "
     "1 (calibrated probabilities where the model is calibrated), or logits where raw_scores is true; results come best "
-    "first, by logit, and equal ones in the order of the documents. A model that was trained with the scores of its "
-    "first stage ranks better with them: `/v1/models` lists their names, and a request gives all of them in "
-    "`first_stage`, each with a number (or null) for every document. Fields that are not known are ignored with a "
-    "warning. An error has one body with the field of every client."
+    "first, by logit, and equal ones in the order of the documents. Fields that are not known are ignored with a "
+    "warning. An error has one body with the field of every client.\n\n"
+    "A model that was trained with the scores of its first stage ranks better with them: `/v1/models` lists their "
+    "names, and a request gives all of them in `first_stage`, each with a number (or null) for every document."
 )
 QUERY = "who wrote Faust"
 DOCUMENTS = ("The Rhine is a river in Europe.", "Faust is a play by Goethe.")

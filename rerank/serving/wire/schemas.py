@@ -157,15 +157,24 @@ def read(kind: type[Request], body: Mapping[str, Any]) -> Request:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        problems: list[tuple[Place, str]] = []
-        missing = False
-        for one in error.errors(include_url=False, include_input=False):
-            cause = one.get("ctx", {}).get("error")
-            found = cause.found if isinstance(cause, Amiss) else [((), "is missing")]
-            missing = missing or not isinstance(cause, Amiss)
-            problems += [((*one["loc"], *place), problem) for place, problem in found]
+        problems, missing = _problems(error)
     given = f" (the body has {_listed(body)})" if missing else ""
     raise refused(problems, given) from None
+
+
+def _problems(error: ValidationError) -> tuple[list[tuple[Place, str]], bool]:
+    """([(place, problem)], whether a field is missing).
+
+    Apart from `read`, whose frame the refusal holds: named there, an Amiss would hold itself, and with it the body.
+    """
+    problems: list[tuple[Place, str]] = []
+    missing = False
+    for one in error.errors(include_url=False, include_input=False):
+        cause = one.get("ctx", {}).get("error")
+        found = cause.found if isinstance(cause, Amiss) else [((), "is missing")]
+        missing = missing or not isinstance(cause, Amiss)
+        problems += [((*one["loc"], *place), problem) for place, problem in found]
+    return problems, missing
 
 
 def refused(problems: Iterable[tuple[Place, str]], given: str = "") -> Refusal:
