@@ -230,8 +230,8 @@ def test_long_texts_are_cut_to_their_budgets_and_counted(caplog):
     assert "Query: qqqqqq\n" in text
     prompts.encode([listed("abcdefghi")])
     assert [r.getMessage() for r in caplog.records] == [
-        "1 of 2 texts (document) are longer than document_tokens = 4 and are cut (said once)",
-        "2 of 2 texts (query) are longer than query_tokens = 6 and are cut (said once)",
+        "1 of 2 texts (document) are longer than document_tokens = 4 and are cut (said at most once an hour)",
+        "2 of 2 texts (query) are longer than query_tokens = 6 and are cut (said at most once an hour)",
     ]
 
 

@@ -107,7 +107,13 @@ def test_the_tokens_of_a_language_model_are_those_of_the_texts_as_they_are_shown
     assert work.tokens == sum(lengths) + 30
 
 
-def test_lists_that_are_read_whole_have_a_turn_each_on_a_cpu_and_documents_share_one(readers):
-    for kind, turns in (("listwise", [[1], [0], [2]]), ("light", [[1, 0, 2]])):
-        works = [work_of(readers[kind], Question(f"q{i}", ("a", "b")), due) for i, due in enumerate((2.0, 1.0, 3.0))]
-        assert done(readers[kind], *works) == turns
+@pytest.mark.parametrize("kind", KINDS)
+def test_questions_that_share_a_turn_have_the_logits_that_they_have_alone(kind, readers):
+    words = ("a b", "c " * 30, "d", "e f g h " * 6)
+    questions = [Question(f"q {i}", words[i % 4 :] + words[: i % 3]) for i in range(9)]
+    together = [work_of(readers[kind], question) for question in questions]
+    alone = [work_of(readers[kind], question) for question in questions]
+    assert done(readers[kind], *together) == [list(range(9))]
+    assert len(done(readers[kind], *alone, budget=1)) > 9 - 1
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.future.result(), other.future.result(), atol=1e-5, rtol=1e-4)

@@ -55,9 +55,6 @@ class Reader:
         """Tokens that are read at most: of a query and a document, or of each where a model reads them singly."""
         self.apart = getattr(scorer, "windowing", None) is None
         """Whether a document's score does not depend on the others."""
-        self.alone = not self.apart and str(getattr(scorer, "device", "cpu")) == "cpu"
-        """Whether a question is better read by itself: a list is as much as a CPU does at once, so that several lists
-        together only come later than the first of them could."""
 
     def cost(self, query: str, text: str) -> int:
         """About how long a document takes, in tokens."""

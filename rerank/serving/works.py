@@ -41,8 +41,6 @@ class Work:
     deadline: float
     """Both on the monotonic clock, in seconds."""
     due: float = 0.0
-    alone: bool = False
-    """Whether a turn is to be all its own."""
     begun: float | None = None
     """When the turn began that read its first document."""
     scoring: float = 0.0
@@ -65,7 +63,7 @@ class Work:
             distinct = candidates.subset(list(firsts.values()))
             places = [order[text] for text in candidates.texts]
         costs = [reader.cost(question.query, text) for text in distinct.texts]
-        return cls(question, candidates, distinct, places, costs, reader.apart, now, deadline, alone=reader.alone)
+        return cls(question, candidates, distinct, places, costs, reader.apart, now, deadline)
 
     @property
     def cost(self) -> int:
@@ -119,12 +117,9 @@ class Work:
 def turn_of(works: Sequence[Work], budget: int, at_most: int | None = None) -> list[tuple[Work, Slice]]:
     """What the next turn reads: of the works that are due first, as much as the budget of tokens holds.
 
-    At least one document is read, however long; `at_most` bounds how many works share a turn. A work that is better
-    read alone shares none.
+    At least one document is read, however long; `at_most` bounds how many works share a turn.
     """
     found: list[tuple[Work, Slice]] = []
-    if any(work.alone for work in works):
-        at_most = 1
     for work in sorted(works, key=lambda work: work.due)[:at_most]:
         part, spent = work.next(budget, at_least_one=not found)
         if part is None:

@@ -18,6 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from rerank.engine.batching import flat_order, micro_batches
 from rerank.engine.precision import autocast, compute_dtype, keep_few_kernels
 from rerank.errors import InputError
 from rerank.models.language.model import Lean, context_of
@@ -27,6 +28,9 @@ from rerank.models.language.reading import Reading, ReadsLists
 from rerank.types import CandidateList
 
 logger = logging.getLogger("rerank.models")
+
+AT_ONCE = 512
+"""Tokens that a CPU reads at once, within a micro-batch: prompts of some hundred tokens fill it one by one."""
 
 
 @final
@@ -56,6 +60,14 @@ class ListwiseScorer(ReadsLists, Lean):
 
     def logits(self, items: Sequence[PromptItem]) -> Tensor:
         """Logits [sum of widths] of one micro-batch, in float32."""
+        if self.training or self.device.type != "cpu":
+            return self._together(items)
+        # On a CPU padding is all that a larger batch adds. A loop that learns draws its dropout once a micro-batch.
+        groups = micro_batches([len(item) for item in items], AT_ONCE)
+        found = torch.cat([self._together([items[i] for i in group]) for group in groups])
+        return torch.zeros_like(found).index_copy(0, flat_order(items, groups), found)
+
+    def _together(self, items: Sequence[PromptItem]) -> Tensor:
         ids, mask = padded_ids([item.ids for item in items], self.following.pad_id, self.device)
         rows = torch.arange(len(items), device=self.device)
         with autocast(self.device, compute_dtype(self.precision, self.device)):
