@@ -253,6 +253,7 @@ def run(tmp_path, *parts):
     return found
 
 
+@pytest.mark.slow
 def test_the_server_and_the_process_without_one_give_the_same_scores(tmp_path):
     found = run(tmp_path, "throughput")["throughput"]
     assert found["largest_score_difference"] < 0.05  # bfloat16, in batches of other shapes

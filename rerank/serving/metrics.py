@@ -27,7 +27,7 @@ class Metrics:
         self._seconds = histogram("rerank_request_seconds", answered, ["path"], buckets=SECONDS, **own)
         self._gone = counter("rerank_disconnects", "Requests whose client left before the answer.", ["path"], **own)
         self._documents = counter("rerank_documents", "Documents that were read.", ["model"], **own)
-        self._tokens = counter("rerank_tokens", "Tokens that were read.", ["model"], **own)
+        self._tokens = counter("rerank_tokens", "Tokens that were read, as the model counts them.", ["model"], **own)
         together, turns = "Requests that a model read together, in one turn.", "Seconds of a model's turns."
         self._turn_seconds = histogram("rerank_turn_seconds", turns, ["model"], buckets=SECONDS, **own)
         self._turn_size = histogram("rerank_turn_requests", together, ["model"], buckets=SIZES, **own)
