@@ -210,7 +210,7 @@ class Reranker:
         return weights.names if weights is not None and weights.active else ()
 
     def forget(self, beyond: int = 0) -> None:
-        """Nothing; the model forgets the texts it remembers where they hold more than `beyond` bytes; safe at any time."""
+        """Nothing; the model forgets its texts where they hold more than `beyond` bytes; safe at any time."""
         forget = getattr(self.policy.scorer, "forget", None)
         if forget is not None:
             forget(beyond)
