@@ -165,7 +165,7 @@ class Shelf:
 
 def _described(desk: Desk) -> str:
     """A model in a few words."""
-    scorer = desk.reranker.policy.scorer
+    scorer: Any = desk.reranker.policy.scorer
     words = [scorer.kind, str(getattr(scorer, "device", "cpu")), str(getattr(scorer, "precision", "float32"))]
     if desk.calibrated:
         words.append("calibrated")
