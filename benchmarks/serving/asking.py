@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from serving.hostile_bodies import REFUSED, hostile_body
-from serving.load import Reply, head, request
+from serving.load import HOST, Reply, head, request
 from serving.material import Question
 
 TOLERANCE = 1e-3
@@ -94,7 +94,7 @@ def _malformed(draw: random.Random) -> Request:
         body = hostile_body(draw)
         if body.expect == REFUSED and body.kind not in ("bomb", "too large"):
             break
-    named = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body.content)), **body.headers}
+    named = {"Host": HOST, "Content-Type": "application/json", "Content-Length": str(len(body.content)), **body.headers}
     message = head("POST", body.path, named) + body.content
     return Request(f"malformed, {body.kind}", message, statuses=(400, 404, 413, 415, 422))
 

@@ -218,7 +218,7 @@ async def _loris(server: Server, connections: int = 50) -> dict[str, Any]:
 async def _drip(port: int, body: bool) -> int | str:
     """The status that a client gets that never ends its headers, or its body; "closed" for none."""
     message = request("/v2/rerank", {"query": "q" * 500, "documents": []})
-    message = message if body else b"POST /v2/rerank HTTP/1.1\r\nHost: x\r\nX-Long: " + b"y" * 500
+    message = message if body else b"POST /v2/rerank HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"y" * 500
     reader, writer = await asyncio.open_connection(HOST, port)
     answer = asyncio.ensure_future(read_reply(reader))
     start = message.index(b"\r\n\r\n") + 4 if body else 40

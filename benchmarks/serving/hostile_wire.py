@@ -89,7 +89,7 @@ def _wrong_chunks(draw: random.Random) -> Case:
 
 def _two_lengths(draw: random.Random) -> Case:
     body = _good(draw)
-    n, smuggled = len(body), b"POST /v2/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    n, smuggled = len(body), b"POST /v2/rerank HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n"
     lines = draw.choice(
         [f"Content-Length: 5\r\nContent-Length: {n}", f"Content-Length: {n}, 5", f"Content-Length: +{n}",
          f"Content-Length: {n}\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4",
@@ -97,7 +97,7 @@ def _two_lengths(draw: random.Random) -> Case:
          "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", "Content-Length: -1",
          "Content-Length: 0x10", "Content-Length: 99999999999999999999999", "Content-Length: a"]
     )  # fmt: skip
-    start = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{lines}\r\n\r\n"
+    start = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{lines}\r\n\r\n"
     return Case("smuggling", start.encode() + body + smuggled, TAKEN, ending="half")
 
 

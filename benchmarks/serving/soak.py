@@ -152,7 +152,9 @@ def counted(server: Server) -> Counter[str]:
         if any(f'path="{path}"' in name for path in OWN):
             continue
         if name.startswith("rerank_requests_total{"):
-            found[name.split('status="')[1].split('"')[0]] += int(value)
+            status = name.split('status="')[1].split('"')[0]
+            if status != "499":  # of clients that left, whom "gone" counts
+                found[status] += int(value)
         elif name.startswith("rerank_disconnects_total{"):
             found["gone"] += int(value)
     return found
