@@ -29,9 +29,11 @@ def environment() -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     inner = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True)
-    Path(inner.stdout.strip(), "below.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
-    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", "-r", WANTED]
-    subprocess.run(install, check=True)
+    Path(inner.stdout.strip(), "below.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*install, "-r", WANTED], check=True)
+    # Again, though it lies below: what an editable install maps (Haystack's namespace) works in its own place alone.
+    subprocess.run([*install, "--no-deps", "--force-reinstall", "-e", ROOT], check=True)
     made.write_text(WANTED.read_text())
     return python
 
