@@ -18,15 +18,12 @@ them from the nodes: `first_stage="bm25"` says that a node's own score is that o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, final
 
 from rerank.errors import InputError, need
-from rerank.integrations.first_stage import OWN, FirstStage
-from rerank.integrations.loading import LazyReranker, check_settings, written
-from rerank.reranker import Reranker
+from rerank.integrations.first_stage import OWN
+from rerank.integrations.loading import written
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
@@ -34,71 +31,24 @@ try:
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-    from pydantic import ConfigDict, Field, PrivateAttr, field_serializer, field_validator, model_validator
+    from pydantic import Field
+
+    from rerank.integrations.settings import RankerSettings
 except ModuleNotFoundError:
     need("llama_index.core.instrumentation.events.rerank", "llama-index")
     raise
 
 
 @final
-class RerankPostprocessor(BaseNodePostprocessor):
+class RerankPostprocessor(RankerSettings, BaseNodePostprocessor):
     """The nodes best first, in the order of `Reranker.rank`, each with its score; those given are left as they are."""
 
-    model: str | Reranker = Field(frozen=True)
-    """A folder, an id on the hub, or a loaded reranker. Loaded when first used, then kept."""
-    top_n: int | None = Field(default=None, ge=1, strict=True)
-    """How many nodes are kept; all by default."""
-    min_probability: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Nodes that are less probably relevant are dropped; for calibrated models."""
-    scores: Literal["relevance", "logit"] = "relevance"
-    """relevance: from 0 to 1, the probability where the model is calibrated; logit: the model's own number."""
     keep_retrieval_score: bool = False
     """Whether the retriever's score is kept, as `retrieval_score` in the metadata of a copy of the node."""
     first_stage: str | dict[str, str] | None = Field(default=None, frozen=True)
     """Retriever -> "score", for the node's own, or a metadata key; for a model that was trained with such scores."""
-    device: str | None = Field(default=None, frozen=True)
-    precision: str | None = Field(default=None, frozen=True)
-    max_length: int | None = Field(default=None, frozen=True)
-    backend: str | None = Field(default=None, frozen=True)
-    reading: dict[str, Any] | None = Field(default=None, frozen=True)
-    """These five as in `Reranker.from_pretrained`; None leaves it to decide."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
-
-    _ranker: LazyReranker = PrivateAttr()
-
-    def __init__(self, model: str | Path | Reranker | None = None, **settings: Any) -> None:
-        super().__init__(model=model, **settings)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, settings: Any) -> Any:
-        return check_settings(settings, cls.model_fields)
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _as_text(cls, model: Any) -> Any:
-        return str(model) if isinstance(model, Path) else model
-
-    @field_serializer("model", when_used="json")
-    def _written(self, model: str | Reranker) -> str:
-        return written(model)
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Check how the model is to be loaded; nothing is read yet."""
-        self._ranker = self._lazily()
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RerankPostprocessor:
-        """A copy, with the model of this one unless `update` wants another, or this one loaded otherwise."""
-        made = super().model_copy(update=update, deep=deep)
-        wanted = made._lazily()
-        made._ranker = made._ranker if made._ranker == wanted else wanted
-        return made
-
-    def _lazily(self) -> LazyReranker:
-        how = {"device": self.device, "precision": self.precision, "max_length": self.max_length}
-        first_stage = FirstStage(self.first_stage, "give first_stage='NAME', or {'NAME': 'METADATA KEY', ...}")
-        return LazyReranker(self.model, first_stage, **how, backend=self.backend, reading=self.reading)
+    first_stage_remedy: ClassVar[str] = "give first_stage='NAME', or {'NAME': 'METADATA KEY', ...}"
 
     def to_dict(self, **settings: Any) -> dict[str, Any]:
         """The settings, as JSON holds them."""
