@@ -47,7 +47,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     *(("raw_scores", value) for value in ("no", 2, [])),
     *(("min_probability", value) for value in (2, -0.5, "x", [], 0.5)),
     *(("max_tokens_per_doc", value) for value in (-1, "many", [], 1.5)),
-    *(("first_stage", value) for value in (3, "bm25", [], {"bm25": "x"}, {"bm25": [None]}, {"bm25": {}})),
+    *(("first_stage", value) for value in (3, "bm25", [], {"bm25": "x"}, {"bm25": [None] * 9}, {"bm25": {}})),
     *(("model", value) for value in (3, [], {}, "no-such-model", "../../etc/passwd", "/etc/passwd", "a\u0000b")),
 )
 TEXTS = (
