@@ -13,16 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
+from ranking_models import a_reranker
 
 from rerank import Reranker
 from rerank.errors import InputError, NotFound
 from rerank.integrations import loading
 from rerank.integrations.first_stage import FirstStage
 from rerank.integrations.loading import LazyReranker, reranker_of
-from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
-from rerank.models.policy import ScorePolicy
 
 QUERY = "how do i read a csv file"
 TEXTS = ["read lines of a file", "a cup of tea", "", "csv " * 90, "Faust. A tragedy!", "numbers 1 2 3"]
@@ -32,11 +30,7 @@ HOW = {"device": "cpu", "precision": "float32"}
 @pytest.fixture(scope="module")
 def folder(tiny_bert, tmp_path_factory):
     """A tiny calibrated cross-encoder."""
-    scorer, _ = load_cross_encoder(str(tiny_bert), max_length=64, **HOW)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(9)
-        torch.nn.init.normal_(scorer.model[-1].linear.weight, std=0.3)
-    policy = ScorePolicy(scorer)
+    policy = a_reranker(tiny_bert).policy
     policy.calibration = Calibration("affine", a=3.0, b=-0.5)
     Reranker(policy).save_pretrained(made := tmp_path_factory.mktemp("adapters") / "model")
     return made

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 if find_spec("haystack") is None:
     pytest.skip("needs Haystack: pip install 'rerank[haystack]'", allow_module_level=True)
@@ -22,13 +21,12 @@ from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.utils import ComponentDevice
 from haystack_integrations.components.rankers.rerank import RerankRanker
+from ranking_models import a_reranker
 
 from rerank import Reranker
 from rerank.errors import InputError
 from rerank.integrations import haystack
-from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
-from rerank.models.policy import ScorePolicy
 
 QUERY = "how do i read a csv file"
 TEXTS = ["read lines of a file", "a cup of tea", "", "csv " * 90, "Faust. A tragedy!", "a cup of tea", "😀 الف"]
@@ -38,11 +36,7 @@ TYPE = "haystack_integrations.components.rankers.rerank.RerankRanker"
 
 @pytest.fixture(scope="module")
 def policy(tiny_bert):
-    scorer, _ = load_cross_encoder(str(tiny_bert), max_length=64, **HOW)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(9)
-        torch.nn.init.normal_(scorer.model[-1].linear.weight, std=0.3)
-    return ScorePolicy(scorer)
+    return a_reranker(tiny_bert).policy
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 if find_spec("langchain_core") is None:
     pytest.skip("needs LangChain: pip install 'rerank[langchain]'", allow_module_level=True)
@@ -15,14 +14,13 @@ if find_spec("langchain_core") is None:
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ValidationError
+from ranking_models import a_reranker
 
 from rerank import Reranker
 from rerank.errors import InputError
 from rerank.integrations import langchain
 from rerank.integrations.langchain import RerankCompressor, RerankCrossEncoder
-from rerank.models.backbones import load_cross_encoder
 from rerank.models.calibration import Calibration
-from rerank.models.policy import ScorePolicy
 
 QUERY = "how do i read a csv file"
 TEXTS = ["read lines of a file", "a cup of tea", "", "csv " * 90, "Faust. A tragedy!", "a cup of tea", "😀 الف"]
@@ -31,11 +29,7 @@ HOW = {"device": "cpu", "precision": "float32"}
 
 @pytest.fixture(scope="module")
 def policy(tiny_bert):
-    scorer, _ = load_cross_encoder(str(tiny_bert), max_length=64, **HOW)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(9)
-        torch.nn.init.normal_(scorer.model[-1].linear.weight, std=0.3)
-    return ScorePolicy(scorer)
+    return a_reranker(tiny_bert).policy
 
 
 @pytest.fixture(scope="module")
